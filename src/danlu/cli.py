@@ -1,0 +1,314 @@
+"""The command line. Every command takes ``--json``; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from danlu import __version__
+from danlu.errors import DanluError, MachineError, from_os_error
+
+app = typer.Typer(
+    name="danlu",
+    help="丹炉: from raw data to a foundation model that you can defend, with one recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done · 1 the gate or a check failed · 2 the input is wrong · "
+    "3 the machine let us down",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override one recipe key; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors into a message on stderr and the right exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except DanluError as error:
+            _stop(error, options.get("as_json", False))
+        except MemoryError:
+            _stop(MachineError("out of memory", mend="a smaller batch_size, or accumulate"), False)
+        except OSError as error:
+            _stop(from_os_error(error), options.get("as_json", False))
+        except KeyboardInterrupt:
+            _say_error("interrupted; run the same command again to go on from the last checkpoint")
+            raise SystemExit(130) from None
+
+    return run
+
+
+def _say_error(text: str) -> None:
+    typer.secho("danlu: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(text, err=True)
+
+
+def _stop(error: DanluError, as_json: bool) -> None:
+    if as_json:
+        content = {
+            "error": error.what,
+            "where": error.where,
+            "mend": error.mend,
+            "exit": error.exit_code,
+        }
+        typer.echo(json.dumps(content, ensure_ascii=False), err=True)
+    else:
+        _say_error(str(error))
+    raise SystemExit(error.exit_code)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_guarded
+def new(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A file or a folder.")],
+    target: Annotated[str | None, typer.Option(help="The column to be predicted.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="RECIPE", help="Where to write it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at DATA and write a commented recipe that runs as it is."""
+    from danlu.data.guess import look, write
+
+    guess = look(data, target)
+    path = write(guess, output)
+    if as_json:
+        _print_json({"recipe": str(path), **guess.to_dict()})
+        return
+    typer.echo(f"{path}")
+    for reason in guess.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(f"next: danlu check {path}")
+
+
+@app.command()
+@_guarded
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what the model will see, and stop on what would go wrong. Trains nothing."""
+    from danlu import recipe as recipes
+    from danlu.log import Screen
+    from danlu.preflight import check as preflight
+    from danlu.preflight import show
+
+    filled, derived = recipes.load(recipe, overrides)
+    found = preflight(filled, derived, Screen(quiet=as_json))
+    if as_json:
+        _print_json(found)
+    else:
+        show(found)
+    if found["problems"]:
+        raise SystemExit(1)
+
+
+@app.command()
+@_guarded
+def run(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; runs/NAME if not given.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Run a recipe from raw data to a released model with its report."""
+    from danlu import pipeline
+    from danlu import recipe as recipes
+    from danlu.log import Screen
+
+    filled, derived = recipes.load(recipe, overrides)
+    screen = Screen(quiet=as_json or quiet)
+    for path, rule in derived.items():
+        screen.say(f"[dim]{path} = {_at(filled, path)}  ({rule})[/]")
+    result = pipeline.run(filled, out or Path("runs") / filled.name, screen)
+    if as_json:
+        _print_json({
+            "run": str(result.folder), "headline": result.headline, "released": result.released,
+            "built": result.built, "verdicts": result.verdicts,
+        })  # fmt: skip
+        return
+    typer.secho(result.headline, bold=True)
+    typer.echo(f"report:  {result.folder / 'report.html'}")
+    if filled.data.task != "pretrain":
+        typer.echo(f'predict: danlu predict {result.folder} "…"')
+        typer.echo(f"serve:   danlu serve {result.folder}")
+
+
+def _at(recipe: Any, path: str) -> Any:
+    for part in path.split("."):
+        recipe = recipe[int(part)] if part.isdigit() else getattr(recipe, part)
+    return recipe
+
+
+@app.command()
+@_guarded
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Print a run's figures, and where its report is."""
+    from danlu.artifact import read_json
+    from danlu.errors import InputError
+
+    path = run / "metrics.json"
+    if not path.is_file():
+        raise InputError("there is no finished run here", where=str(run), mend="danlu run RECIPE")
+    rows = read_json(path)
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from danlu.release.report import figure
+
+    table = Table(
+        "model", "split", "metric", "value", "95% interval", "n", title=str(run / "report.html")
+    )
+    for row in rows:
+        if row["stage"] == "evaluate":
+            unit = row["unit"]
+            interval = (
+                ""
+                if row["low"] is None
+                else f"{figure(row['low'], unit)} … {figure(row['high'], unit)}"
+            )
+            table.add_row(
+                row["model"],
+                row["split"],
+                row["metric"],
+                figure(row["value"], unit),
+                interval,
+                f"{row['n']:,}",
+            )
+    Console().print(table)
+
+
+@app.command()
+@_guarded
+def predict(
+    run: RunPath,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; `-` reads lines from stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added.",
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="The file's text column.")] = "text",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write the file's answers.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer about texts, a file, or the lines of stdin."""
+    from danlu.api import load
+    from danlu.errors import InputError
+
+    if bool(texts) == (file is not None):
+        raise InputError("give texts, or a file with --file", mend='danlu predict RUN "a text"')
+    predictor = load(run)
+    if file is not None:
+        from danlu.serve.files import predict_file
+
+        written, rows, cut = predict_file(predictor.engine, file, column, output)
+        if as_json:
+            _print_json({"output": str(written), "rows": rows, "truncated": cut})
+        else:
+            typer.echo(
+                f"{written}: {rows:,} rows, {cut:,} of them cut "
+                f"to {predictor.engine.encoder.max_length} tokens"
+            )
+        return
+    wanted = texts or []
+    if wanted == ["-"]:
+        wanted = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if any(not text.strip() for text in wanted):
+        raise InputError("a text is empty")
+    answers = predictor.predict(wanted)
+    if as_json:
+        _print_json(answers)
+        return
+    for answer in answers:
+        typer.echo(_answer_line(answer))
+
+
+def _answer_line(answer: dict[str, Any]) -> str:
+    cut = "\t(cut: too long)" if answer["truncated"] else ""
+    if "value" in answer:
+        return f"{answer['value']:.6g}{cut}"
+    if "labels" in answer:
+        return f"{', '.join(answer['labels']) or '(none)'}{cut}"
+    return f"{answer['label']}\t{answer['probability']:.4f}{cut}"
+
+
+@app.command()
+@_guarded
+def serve(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8321,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a run's model over HTTP, with a page to try it."""
+    from danlu.api import load
+    from danlu.serve.http import serve_forever
+
+    def ready(address: str) -> None:
+        if as_json:
+            typer.echo(json.dumps({"url": address}))
+        else:
+            typer.echo(f"danlu serves {run} at {address} (Ctrl-C stops it)")
+
+    serve_forever(load(run).engine, host, port, ready)
+
+
+@app.command()
+@_guarded
+def schema(as_json: AsJson = False) -> None:  # noqa: ARG001 - every command takes --json, and this prints nothing else
+    """Print the JSON Schema of recipes, for editors."""
+    from danlu.recipe import schema as recipe_schema
+
+    _print_json(recipe_schema())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,43 @@
+"""From label cells to arrays that a model can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def split_cell(text: str, separator: str | None) -> list[str]:
+    """Return the labels that a label cell holds.
+
+    >>> split_cell("red; blue", ";"), split_cell("red", None)
+    (['red', 'blue'], ['red'])
+    """
+    if separator is None:
+        return [text]
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def encode(
+    cells: Sequence[str], kind: str, classes: Sequence[str], separator: str | None
+) -> NDArray[Any]:
+    """Return labels as numbers.
+
+    Returns
+    -------
+    NDArray
+        classify: int64 of shape (n,), the class's place in `classes`;
+        multilabel: bool of shape (n, C); regress: float64 of shape (n,).
+    """
+    if kind == "regress":
+        return np.asarray([float(cell) for cell in cells], np.float64)
+    place = {name: number for number, name in enumerate(classes)}
+    if kind == "classify":
+        return np.asarray([place[cell] for cell in cells], np.int64)
+    found = np.zeros((len(cells), len(classes)), bool)
+    for row, cell in enumerate(cells):
+        for label in split_cell(cell, separator):
+            found[row, place[label]] = True
+    return found

@@ -1,0 +1,171 @@
+"""From text to ids: the tokenizer, and tokenised documents on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from danlu.errors import DataError
+
+PAD, MASK, BEGIN, END = "<pad>", "<mask>", "<bos>", "<eos>"
+SPECIAL = (PAD, MASK, BEGIN, END)
+PAD_ID, MASK_ID, BEGIN_ID, END_ID = range(4)
+NUM_SPECIAL = len(SPECIAL)
+FILE = "tokenizer.json"
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer (Sennrich et al., 2016; Radford et al., 2019).
+
+    Parameters
+    ----------
+    texts : iterable of str
+        The training split, and nothing else.
+    vocab_size : int
+        At least 256 bytes and the special tokens; the result is smaller where
+        the texts hold fewer pairs worth merging.
+
+    Returns
+    -------
+    Tokenizer
+        All 256 bytes are in its alphabet, so no text has an unknown token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Turns texts into the ids that the model sees.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    max_length : int
+        Longest document in tokens, special tokens included.
+    causal : bool
+        Whether a document is closed by an end token, as generation needs.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        # A text that spells "<mask>" is text, not a command to the model.
+        self.tokenizer.encode_special_tokens = True
+
+    @classmethod
+    def load(cls, path: Path, max_length: int, causal: bool) -> Encoder:
+        """Read a ``tokenizer.json``."""
+        return cls(Tokenizer.from_file(str(path)), max_length, causal)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
+        """Encode texts.
+
+        Returns
+        -------
+        documents : list of NDArray of int32
+            At most `max_length` ids each, from ``<bos>``.
+        lengths : NDArray of int64, shape (n,)
+            Tokens before anything was cut; above `max_length` where it was.
+        """
+        closing = [END_ID] if self.causal else []
+        documents, lengths = [], []
+        for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            ids = [BEGIN_ID, *encoding.ids, *closing]
+            lengths.append(len(ids))
+            documents.append(np.asarray(ids[: self.max_length], np.int32))
+        return documents, np.asarray(lengths, np.int64)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the readable text of each id, for people to look at.
+
+        A token that holds part of a character's bytes reads as ``·``.
+        """
+        return [
+            SPECIAL[i] if i < NUM_SPECIAL else self.tokenizer.decode([i]).replace("\ufffd", "·")
+            for i in map(int, ids)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Tokenised documents, memory-mapped: one long row of ids and where each begins.
+
+    Attributes
+    ----------
+    ids : NDArray of int32, shape (total,)
+    offsets : NDArray of int64, shape (n + 1,)
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens in each document."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, documents: Sequence[NDArray[np.int32]]) -> Documents:
+        """Lay documents end to end."""
+        if not documents:
+            raise DataError("there is no document to tokenise")
+        sizes = np.fromiter(map(len, documents), np.int64, len(documents))
+        return cls(np.concatenate(documents), np.concatenate(([0], np.cumsum(sizes))))
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Documents:
+        """Map the documents that :meth:`save` wrote."""
+        ids = np.load(folder / f"{name}.ids.npy", mmap_mode="r")
+        return cls(ids, np.load(folder / f"{name}.offsets.npy"))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write ``NAME.ids.npy`` and ``NAME.offsets.npy``."""
+        np.save(folder / f"{name}.ids.npy", self.ids)
+        np.save(folder / f"{name}.offsets.npy", self.offsets)
+
+
+def coverage(texts: Sequence[str], lengths: NDArray[np.int64], max_length: int) -> dict[str, Any]:
+    """Return what a report says of one split's tokens.
+
+    Returns
+    -------
+    dict
+        ``tokens`` as the model sees them, ``bytes_per_token`` (UTF-8),
+        ``truncated`` documents and the share of tokens cut with them.
+    """
+    total = int(lengths.sum())
+    seen = int(np.minimum(lengths, max_length).sum())
+    size = sum(len(text.encode()) for text in texts)
+    return {
+        "documents": len(texts),
+        "tokens": seen,
+        "bytes_per_token": round(size / max(1, total - len(texts)), 4),
+        "p50_tokens": int(np.quantile(lengths, 0.5)),
+        "p95_tokens": int(np.quantile(lengths, 0.95)),
+        "truncated": int((lengths > max_length).sum()),
+        "truncated_token_share": round(1 - seen / total, 5),
+    }

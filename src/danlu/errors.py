@@ -1,0 +1,117 @@
+"""Every error that danlu raises on purpose.
+
+::
+
+    DanluError
+    ├── CheckFailed      exit 1: a gate or a check was measured and failed
+    ├── InputError       exit 2: something the user gave is wrong
+    │   ├── RecipeError      the recipe: unknown keys, wrong values (all at once)
+    │   └── DataError        the data: missing files, columns, labels, rows
+    └── MachineError     exit 3: the machine let us down
+        ├── BusyError        another process holds the run folder
+        └── ArtifactError    a stored artifact is damaged or was changed
+
+Each message says what was wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class DanluError(Exception):
+    """Base of all errors that danlu raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        What was wrong, in one sentence.
+    where : str, optional
+        The recipe path, or the file and row.
+    mend : str, optional
+        What the user can do about it.
+
+    Attributes
+    ----------
+    exit_code : int
+        The exit status of the command line.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.mend = what, where, mend
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"where: {self.where}")
+        if self.mend:
+            parts.append(f"mend: {self.mend}")
+        return "\n  ".join(parts)
+
+
+class CheckFailed(DanluError):
+    """A gate or a check was measured and did not hold."""
+
+    exit_code = 1
+
+
+class InputError(DanluError):
+    """Something that the user gave is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """The recipe is wrong.
+
+    Parameters
+    ----------
+    problems : list of (str, str)
+        Every problem found, as (recipe path, what and how to mend).
+    source : str
+        The recipe's file, or where it came from.
+    """
+
+    def __init__(self, problems: list[tuple[str, str]], source: str) -> None:
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = "".join(f"\n  {path or '(top)'}: {text}" for path, text in problems)
+        super().__init__(f"{len(problems)} {noun} in {source}{lines}")
+        self.problems = problems
+
+
+class DataError(InputError):
+    """The data are missing, unreadable, or cannot train what was asked."""
+
+
+class MachineError(DanluError):
+    """Disk, memory or another resource gave out."""
+
+    exit_code = 3
+
+
+class BusyError(MachineError):
+    """Another process is at work in the same run folder."""
+
+
+class ArtifactError(MachineError):
+    """A stored artifact is damaged, or was changed after it was written."""
+
+
+def from_os_error(error: OSError) -> MachineError:
+    """Say what the operating system refused in the user's terms."""
+    where = str(error.filename or "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            "the disk is full",
+            where=where,
+            mend="free some space or choose another folder with --out; what was finished is kept",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineError(
+            f"not allowed: {error.strerror}", where=where, mend="choose another folder with --out"
+        )
+    return MachineError(f"the operating system refused: {error.strerror or error}", where=where)

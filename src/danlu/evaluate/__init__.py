@@ -1,0 +1,1 @@
+"""Predictions, baselines, and numbers with intervals."""

@@ -1,0 +1,115 @@
+"""Measuring language models on unseen text, beside a unigram model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from danlu.batch import Batch
+from danlu.evaluate.intervals import Bootstrap, bootstrap_name
+from danlu.log import Metric
+
+
+@torch.inference_mode()
+def measure(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    train_ids: NDArray[np.int32],
+    texts: Sequence[str],
+    name: str,
+    objective: str,
+    vocab_size: int,
+    device: torch.device,
+    resamples: int,
+    seed: int,
+) -> list[Metric]:
+    """Return loss and accuracy (and, if causal, perplexity and bits per byte).
+
+    Parameters
+    ----------
+    model : nn.Module
+        On `device`.
+    batches : sequence of Batch
+        With targets; together they hold every document once.
+    train_ids : NDArray of int32
+        The training split's tokens, from which the unigram baseline counts.
+    texts : sequence of str
+        The documents' texts, for their bytes.
+    name, objective : str
+    vocab_size : int
+    device : torch.device
+    resamples, seed : int
+        Of the bootstrap over documents: tokens of one document are not independent.
+
+    Returns
+    -------
+    list of Metric
+        The unigram model uses add-one smoothing. Bits per byte count only the
+        documents' tokens that the model saw, over all their bytes when none is cut.
+    """
+    model.eval()
+    counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
+    unigram = -np.log(counts / counts.sum())
+    n = len(texts)
+    sums = {"own": np.zeros(n), "unigram": np.zeros(n), "right": np.zeros(n), "count": np.zeros(n)}
+    for batch in batches:
+        assert batch.weight_BT is not None
+        assert batch.target_BT is not None
+        assert batch.row_N is not None
+        bears = batch.weight_BT != 0
+        logits_MV = model(batch.to(device)).float().cpu()
+        target_M = batch.target_BT[bears]
+        rows = batch.row_N[batch.document_BT[bears]].numpy()
+        losses = F.cross_entropy(logits_MV, target_M, reduction="none").double().numpy()
+        np.add.at(sums["own"], rows, losses)
+        np.add.at(sums["unigram"], rows, unigram[target_M.numpy()])
+        np.add.at(sums["right"], rows, (logits_MV.argmax(-1) == target_M).double().numpy())
+        np.add.at(sums["count"], rows, 1.0)
+    bootstrap = Bootstrap(n, resamples, seed)
+    total = int(sums["count"].sum())
+    size = np.asarray([len(text.encode()) for text in texts], float)
+    rows_out = []
+
+    def add(
+        model_name: str,
+        metric: str,
+        part: NDArray[np.float64],
+        whole: NDArray[np.float64],
+        unit: str,
+        power: bool = False,
+    ) -> None:
+        def value(rows: NDArray[np.int32] | slice) -> float:
+            ratio = float(part[rows].sum() / max(1e-12, whole[rows].sum()))
+            return float(np.exp(ratio)) if power else ratio
+
+        low, high = bootstrap.interval(bootstrap.values(value))
+        how = bootstrap_name(resamples) + ", over documents"
+        rows_out.append(
+            Metric(
+                "evaluate",
+                model_name,
+                "test",
+                metric,
+                value(slice(None)),
+                low,
+                high,
+                total,
+                unit,
+                how,
+            )
+        )
+
+    kind = "masked" if objective == "masked" else "next"
+    for who, part in ((name, sums["own"]), ("unigram", sums["unigram"])):
+        add(who, "loss", part, sums["count"], "nats/token")
+        if objective == "causal":
+            add(who, "perplexity", part, sums["count"], "1/probability", power=True)
+            add(who, "bits_per_byte", part / np.log(2), size, "bits/byte")
+    add(name, f"{kind}_token_accuracy", sums["right"], sums["count"], "share")
+    add(name, "loss - unigram", sums["own"] - sums["unigram"], sums["count"], "nats/token")
+    return rows_out

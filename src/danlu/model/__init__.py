@@ -1,0 +1,1 @@
+"""Model mathematics: backbones and heads. Knows no device, process group or environment."""

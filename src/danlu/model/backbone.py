@@ -1,0 +1,199 @@
+"""The Transformer that every kind of data shares.
+
+A pre-norm Transformer: RMSNorm, rotary positions, grouped-query attention,
+optional QK-norm, SwiGLU or GELU, bidirectional or causal by configuration.
+Shape suffixes: see :mod:`danlu.batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.model import ops
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneConfig:
+    """Everything that fixes the shape and the mathematics of a backbone.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Number of discrete ids.
+    num_layers, dim, num_heads, num_kv_heads, head_dim, hidden_dim : int
+        Sizes, all positive; `num_heads` is a multiple of `num_kv_heads`.
+    activation : {"swiglu", "gelu"}
+        The feed-forward layer: gated SiLU (Shazeer, 2020) or plain GELU.
+    causal : bool
+        Whether a position sees only what stands before it.
+    qk_norm : bool
+        RMSNorm over each head's queries and keys (Henry et al., 2020).
+    dropout : float
+        In [0, 1): on the embeddings and on each residual branch.
+    rope_theta, norm_epsilon : float
+        Base of the rotary wavelengths; guard of the norm's division.
+    tie_embeddings : bool
+        Whether the output matrix over the vocabulary is the input embedding.
+    """
+
+    vocab_size: int
+    num_layers: int
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    causal: bool = False
+    qk_norm: bool = False
+    dropout: float = 0.0
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain values, for JSON."""
+        return asdict(self)
+
+
+class RMSNorm(nn.Module):
+    """:func:`danlu.model.ops.rms_norm` with a learnt scale that starts at one."""
+
+    def __init__(self, dim: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.epsilon)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions and grouped key/value heads."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        queries = config.num_heads * config.head_dim
+        keys = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, queries, bias=False)
+        self.k_proj = nn.Linear(config.dim, keys, bias=False)
+        self.v_proj = nn.Linear(config.dim, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.dim, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+
+    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, mask_B1TT: Tensor) -> Tensor:
+        head_dim = self.config.head_dim
+        q_BTAH = self.q_proj(x_BTD).unflatten(-1, (-1, head_dim))
+        k_BTKH = self.k_proj(x_BTD).unflatten(-1, (-1, head_dim))
+        v_BTKH = self.v_proj(x_BTD).unflatten(-1, (-1, head_dim))
+        if self.config.qk_norm:
+            q_BTAH, k_BTKH = self.q_norm(q_BTAH), self.k_norm(k_BTKH)
+        q_BTAH = ops.rotate(q_BTAH, cos_BTH, sin_BTH)
+        k_BTKH = ops.rotate(k_BTKH, cos_BTH, sin_BTH)
+        out_BTAH = ops.attention(q_BTAH, k_BTKH, v_BTKH, mask_B1TT)
+        out: Tensor = self.o_proj(out_BTAH.flatten(-2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, ``down(silu(gate(x)) * up(x))``, or ``down(gelu(up(x)))``."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gated:
+            hidden_BTF = F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+        else:
+            hidden_BTF = F.gelu(self.up_proj(x_BTD))
+        out: Tensor = self.down_proj(hidden_BTF)
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each normed before and added after."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, mask_B1TT: Tensor) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BTD), cos_BTH, sin_BTH, mask_B1TT)
+        x_BTD = x_BTD + self.dropout(attended)
+        out: Tensor = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        return out
+
+
+class Backbone(nn.Module):
+    """Ids in, one hidden vector for every position out.
+
+    Examples
+    --------
+    >>> config = BackboneConfig(vocab_size=32, num_layers=1, dim=8, num_heads=2,
+    ...                         num_kv_heads=1, head_dim=4, hidden_dim=16)
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> Backbone(config)(ids, torch.arange(3)[None], torch.zeros_like(ids)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights from the global generator.
+
+        Matrices: normal with variance 1 / (5 × inputs), so that a tied output
+        starts near uniform predictions; those that write to the residual
+        stream are shrunk by sqrt(2 × layers), which keeps its variance
+        independent of depth (Radford et al., GPT-2, 2019).
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                std = (5 * module.in_features) ** -0.5
+                if name.endswith(("o_proj", "down_proj")):
+                    std /= (2 * self.config.num_layers) ** 0.5
+                nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, ids_BT: Tensor, position_BT: Tensor, document_BT: Tensor) -> Tensor:
+        """Return hidden_BTD, shape (B, T, D), normed."""
+        cos_BTH, sin_BTH = ops.rotary_table(
+            position_BT, self.config.head_dim, self.config.rope_theta
+        )
+        mask_B1TT = ops.document_mask(document_BT, self.config.causal)
+        x_BTD = self.dropout(self.embedding(ids_BT))
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos_BTH, sin_BTH, mask_B1TT)
+        out: Tensor = self.norm(x_BTD)
+        return out

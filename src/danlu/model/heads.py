@@ -1,0 +1,129 @@
+"""What turns hidden vectors into answers: over tokens, or over whole documents.
+
+Shape suffixes: see :mod:`danlu.batch`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.batch import PADDING, Batch
+from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
+
+
+class TokenHead(nn.Module):
+    """Scores over the vocabulary at chosen positions.
+
+    With ``transform`` (masked language modelling) a dense layer stands between,
+    as in BERT (Devlin et al., 2018). With tied embeddings the output matrix is
+    the backbone's input embedding and is stored once.
+    """
+
+    def __init__(self, config: BackboneConfig, transform: bool) -> None:
+        super().__init__()
+        self.transform: nn.Module = nn.Identity()
+        if transform:
+            dense = nn.Linear(config.dim, config.dim, bias=False)
+            nn.init.normal_(dense.weight, std=config.dim**-0.5)
+            norm = RMSNorm(config.dim, config.norm_epsilon)
+            self.transform = nn.Sequential(dense, nn.GELU(), norm)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.weight: nn.Parameter | None = None
+        if not config.tie_embeddings:
+            self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim).normal_(std=0.02))
+
+    def forward(self, hidden_MD: Tensor, embedding_VD: Tensor) -> Tensor:
+        """Return logits_MV for the vectors given, in any leading shape."""
+        weight_VD = embedding_VD if self.weight is None else self.weight
+        return F.linear(self.transform(hidden_MD), weight_VD, self.bias)
+
+
+def pool_documents(hidden_BTD: Tensor, batch: Batch) -> Tensor:
+    """Average the hidden vectors of each document.
+
+    Returns
+    -------
+    Tensor of float32, shape (N, D)
+        In float32 whatever the dtype of `hidden_BTD`: a sum over hundreds of
+        positions is where half precision loses most.
+    """
+    real_BT = batch.document_BT != PADDING
+    document_M = batch.document_BT[real_BT]
+    hidden_MD = hidden_BTD[real_BT].float()
+    total_ND = hidden_MD.new_zeros(batch.num_documents, hidden_MD.shape[-1])
+    total_ND = total_ND.index_add(0, document_M, hidden_MD)
+    count_N = torch.bincount(document_M, minlength=batch.num_documents)
+    return total_ND / count_N.clamp(min=1).unsqueeze(-1)
+
+
+class DocumentHead(nn.Module):
+    """One vector of outputs for each document: class scores or values."""
+
+    def __init__(self, dim: int, num_outputs: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(dim, num_outputs)
+        # Zero, so that an untrained head says "all alike" and the first
+        # gradients into the backbone are small.
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return float32 outputs of shape (N, C)."""
+        pooled_ND = pool_documents(hidden_BTD, batch)
+        out: Tensor = self.output(self.dropout(pooled_ND))
+        return out.float()
+
+
+class Model(nn.Module):
+    """A backbone with the one head that the present objective needs."""
+
+    def __init__(self, backbone: Backbone, head: TokenHead | DocumentHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return hidden_BTD for the batch."""
+        out: Tensor = self.backbone(batch.ids_BT, batch.position_BT, batch.document_BT)
+        return out
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the head's outputs: (N, C), or (M, V) at the weighted positions."""
+        hidden_BTD = self.hidden(batch)
+        if isinstance(self.head, DocumentHead):
+            out: Tensor = self.head(hidden_BTD, batch)
+            return out
+        assert batch.weight_BT is not None, "an objective over tokens needs weight_BT"
+        logits_MV: Tensor = self.head(
+            hidden_BTD[batch.weight_BT != 0], self.backbone.embedding.weight
+        )
+        return logits_MV
+
+
+HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]
+
+
+def build(
+    config: BackboneConfig, kind: HeadKind, num_outputs: int = 0, dropout: float = 0.0
+) -> Model:
+    """Assemble a model with fresh weights drawn from the global generator.
+
+    Parameters
+    ----------
+    config : BackboneConfig
+    kind : {"masked", "causal", "classify", "multilabel", "regress"}
+        The objective that the head serves.
+    num_outputs : int
+        Classes or values a document is given; unused over tokens.
+    dropout : float
+        In [0, 1), before the document head's output layer.
+    """
+    backbone = Backbone(config)
+    if kind in ("masked", "causal"):
+        return Model(backbone, TokenHead(config, transform=kind == "masked"))
+    return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

@@ -1,0 +1,305 @@
+"""The only wiring: one short function for each stage, from recipe to released model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danlu.artifact import Artifact, Store, read_json, write_json
+from danlu.errors import CheckFailed, InputError
+from danlu.log import Events, Metric, Screen
+from danlu.recipe import Recipe, dump
+
+if TYPE_CHECKING:
+    from danlu.data.sources import File
+
+_WIRING = ("pipeline.py", "stages.py", "batch.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to.
+
+    Attributes
+    ----------
+    folder : Path
+        The run folder.
+    metrics : list of Metric
+        Every number.
+    headline : str
+        The report's first line.
+    released : bool
+        Whether the gate let the model out.
+    built : list of str
+        The stages that this run made; the others were found finished.
+    verdicts : list of dict
+        The gate's conditions, and what came of each.
+    """
+
+    folder: Path
+    metrics: list[Metric]
+    headline: str
+    released: bool
+    built: list[str]
+    verdicts: list[dict[str, Any]]
+
+
+def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
+    """Take a recipe from raw data to a released model.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Filled.
+    out : Path
+        The run folder.
+    screen : Screen
+        Shows what happens.
+
+    Raises
+    ------
+    InputError
+        If the recipe or the data are wrong; nothing is then left half-written.
+    CheckFailed
+        If the gate does not hold; everything but the release is written.
+    """
+    from danlu.data.sources import open_source
+
+    files = [file for source in recipe.data.sources for file in open_source(source)]
+    fresh = not out.exists()
+    store = Store(out, recipe.seed)
+    try:
+        with store.lock():
+            return _Run(recipe, files, store, screen).go()
+    except InputError:
+        if fresh and not any(store.stages.glob("[!.]*")):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def prepare_data(recipe: Recipe, folder: Path, screen: Screen) -> dict[str, Path]:
+    """Make just the data and the tokenizer, and return their folders by name."""
+    from danlu.data.sources import open_source
+
+    files = [file for source in recipe.data.sources for file in open_source(source)]
+    run = _Run(recipe, files, Store(folder, recipe.seed), screen)
+    run.data()
+    run.tokenizer()
+    return {name: artifact.path for name, artifact in run.artifacts.items()}
+
+
+class _Run:
+    """One run: the stages in order, and what they leave in the run folder."""
+
+    def __init__(self, recipe: Recipe, files: list[File], store: Store, screen: Screen) -> None:
+        self.recipe, self.files, self.store, self.screen = recipe, files, store, screen
+        self.artifacts: dict[str, Artifact] = {}
+
+    def go(self) -> Result:
+        """Run every stage that the recipe asks for."""
+        recipe, root = self.recipe, self.store.root
+        (root / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
+        live = root / "events.jsonl"
+        live.unlink(missing_ok=True)
+        self.data()
+        self.tokenizer()
+        if recipe.pretrain.objective != "none":
+            self.pretrain()
+        if recipe.data.task != "pretrain":
+            self.finetune()
+        self.baseline()
+        self.evaluate()
+        self.report()
+        return self.release()
+
+    def _build(
+        self,
+        name: str,
+        section: Any,
+        inputs: dict[str, str],
+        code: tuple[str, ...],
+        make: Callable[[Path], None],
+    ) -> Artifact:
+        """Build a stage or find it finished, and say which."""
+
+        def loudly(folder: Path) -> None:
+            try:
+                with self.screen.stage(name):
+                    make(folder)
+            except InputError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        artifact = self.store.build(name, section, inputs, (*_WIRING, *code), loudly)
+        if not artifact.built:
+            self.screen.say(f"[bold]{name}[/] [dim]unchanged ({artifact.key})[/]")
+        self.artifacts[name] = artifact
+        return artifact
+
+    def _keys(self, *names: str) -> dict[str, str]:
+        return {name: self.artifacts[name].key for name in names if name in self.artifacts}
+
+    def _events(self, folder: Path) -> Events:
+        (folder / "events.jsonl").unlink(missing_ok=True)
+        return Events(folder / "events.jsonl", self.store.root / "events.jsonl")
+
+    def data(self) -> None:
+        """Read, clean, find duplicates and contradictions, redact, split."""
+        section = self.recipe.data.model_dump(mode="json")
+        for source in section["sources"]:
+            # What a file holds shapes the artifact; where it lies does not.
+            del source["path"]
+        inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
+
+        def make(folder: Path) -> None:
+            from danlu.data.prepare import prepare
+
+            prepare(self.recipe, self.files, folder, lambda line: self.screen.say(f"  {line}"))
+
+        artifact = self._build("data", section, inputs, ("data",), make)
+        for finding in artifact.json("report.json")["findings"]:
+            self.screen.say(f"  [yellow]![/] {finding}")
+
+    def tokenizer(self) -> None:
+        """Train the tokenizer on the training split; tokenise every split."""
+        section = self.recipe.tokenizer.model_dump(mode="json")
+        section["causal"] = self.recipe.model.causal
+        folder_of = self.artifacts["data"].path
+
+        def make(folder: Path) -> None:
+            from danlu.stages import tokenize
+
+            report = tokenize(self.recipe, folder_of, folder)
+            train = report["splits"]["train"]
+            self.screen.say(
+                f"  {report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; "
+                f"{train['truncated']:,} of {train['documents']:,} training texts are cut at "
+                f"{self.recipe.tokenizer.max_length} tokens"
+            )
+
+        self._build("tokenizer", section, self._keys("data"), ("data",), make)
+
+    def pretrain(self) -> None:
+        """Learn from the text alone."""
+        self._train("pretrain", self._keys("tokenizer"))
+
+    def finetune(self) -> None:
+        """Learn from the labels, from the pre-trained weights if there are any."""
+        self._train("finetune", self._keys("data", "tokenizer", "pretrain"))
+
+    def _train(self, stage: str, inputs: dict[str, str]) -> None:
+        section = {
+            "model": self.recipe.model.model_dump(mode="json"),
+            stage: getattr(self.recipe, stage).model_dump(mode="json"),
+        }
+
+        def make(folder: Path) -> None:
+            from danlu import stages
+
+            function = getattr(stages, stage)
+            paths = {name: artifact.path for name, artifact in self.artifacts.items()}
+            function(self.recipe, paths, folder, self._events(folder), self.screen)
+
+        self._build(stage, section, inputs, ("data", "model", "train"), make)
+
+    def baseline(self) -> None:
+        """Fit the classical models on the same split."""
+        section = self.recipe.baseline.model_dump(mode="json")
+        data = self.artifacts["data"].path
+
+        def make(folder: Path) -> None:
+            from danlu.stages import baseline
+
+            baseline(self.recipe, data, folder)
+
+        self._build("baseline", section, self._keys("data"), ("data", "evaluate"), make)
+
+    def evaluate(self) -> None:
+        """Measure the model and the baselines on the test split."""
+        section = self.recipe.evaluate.model_dump(mode="json") | {"name": self.recipe.name}
+        section.pop("batch_size")  # no score depends on it
+        inputs = self._keys("data", "tokenizer", "pretrain", "finetune", "baseline")
+
+        def make(folder: Path) -> None:
+            from danlu.stages import evaluate
+
+            paths = {name: artifact.path for name, artifact in self.artifacts.items()}
+            evaluate(self.recipe, paths, folder)
+
+        self._build("evaluate", section, inputs, ("data", "evaluate", "model"), make)
+
+    def report(self) -> None:
+        """Judge the gate; write the report and the card."""
+        recipe = self.recipe.model_dump(mode="json")
+        for source in recipe["data"]["sources"]:
+            del source["path"]
+
+        def make(folder: Path) -> None:
+            from danlu.release.report import write
+
+            write(self.recipe, list(self.artifacts.values()), folder)
+
+        inputs = self._keys(*self.artifacts)
+        self._build("report", recipe, inputs, ("release", "audit"), make)
+
+    def release(self) -> Result:
+        """Copy what users read to the run folder; let the model out if the gate holds."""
+        root, report = self.store.root, self.artifacts["report"]
+        for name in ("report.html", "card.md", "metrics.json"):
+            _replace(report.path / name, root / name)
+        events = [a.path / "events.jsonl" for a in self.artifacts.values()]
+        lines = [path.read_text(encoding="utf-8") for path in events if path.is_file()]
+        (root / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+        summary = report.json("summary.json")
+        verdicts = summary["verdicts"]
+        released = all(verdict["passed"] for verdict in verdicts)
+        model = root / "model"
+        if released:
+            trained = self.artifacts.get("finetune") or self.artifacts["pretrain"]
+            _release(trained, self.artifacts["tokenizer"], report.path / "card.md", model)
+        else:
+            shutil.rmtree(model, ignore_errors=True)
+        result = Result(
+            folder=root,
+            metrics=[Metric(**row) for row in read_json(root / "metrics.json")],
+            headline=summary["headline"],
+            released=released,
+            built=[name for name, artifact in self.artifacts.items() if artifact.built],
+            verdicts=verdicts,
+        )
+        if not released:
+            failed = [v for v in verdicts if not v["passed"]]
+            raise CheckFailed(
+                "the gate did not hold, and the model was not released\n"
+                + "\n".join(f"  {v['condition']}: {v['reason']}" for v in failed),
+                where=str(root / "report.html"),
+                mend="improve the model, or change gate.require",
+            )
+        return result
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Copy a file so that readers see the old or the new one, and nothing between."""
+    aside = target.with_name(f".{target.name}.new")
+    shutil.copyfile(source, aside)
+    aside.replace(target)
+
+
+def _release(trained: Artifact, tokenizer: Artifact, card: Path, model: Path) -> None:
+    """Lay the released model out in the Hugging Face layout."""
+    aside = model.with_name(".model.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    shutil.copyfile(trained.path / "model.safetensors", aside / "model.safetensors")
+    shutil.copyfile(tokenizer.path / "tokenizer.json", aside / "tokenizer.json")
+    shutil.copyfile(card, aside / "README.md")
+    config = trained.json("config.json")
+    write_json(
+        aside / "config.json",
+        {**config, "stages": trained.manifest["inputs"] | {trained.stage: trained.key}},
+    )
+    shutil.rmtree(model, ignore_errors=True)
+    aside.rename(model)

@@ -1,0 +1,178 @@
+"""``danlu check``: what the model will see, and what would go wrong. Trains no model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danlu.artifact import read_json
+from danlu.audit import leaks
+from danlu.batch import PADDING, Batch
+from danlu.data import text
+from danlu.data.load import collate, for_causal, for_masked
+from danlu.log import Screen
+from danlu.pipeline import prepare_data
+from danlu.recipe import Recipe
+from danlu.stages import read_split
+
+_EXAMPLES, _TOKENS = 5, 48
+
+
+def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, Any]:
+    """Read, clean and tokenise in a temporary folder, and look for trouble.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Filled.
+    derived : dict of str to str
+        Path and rule of each derived value.
+    screen : Screen
+
+    Returns
+    -------
+    dict
+        ``problems`` (any of them stops), ``findings``, ``derived``, ``splits``,
+        ``tokens`` and ``examples`` with the positions that bear loss.
+
+    Raises
+    ------
+    DataError
+        For what leaves nothing to check: no rows, one class only, an empty split.
+    """
+    with tempfile.TemporaryDirectory(prefix="danlu-check-") as folder:
+        paths = prepare_data(recipe, Path(folder), screen)
+        data = read_json(paths["data"] / "report.json")
+        tokens = read_json(paths["tokenizer"] / "report.json")
+        encoder = text.Encoder.load(
+            paths["tokenizer"] / text.FILE, recipe.tokenizer.max_length, bool(recipe.model.causal)
+        )
+        train = read_split(paths["data"], "train")
+        documents = text.Documents.load(paths["tokenizer"], "train")
+        problems = []
+        if idle := _without_loss(recipe, documents, tokens["vocab_size"]):
+            problems.append(f"{idle:,} training rows bear no loss: they would train nothing")
+        texts = train["text"].to_pylist()
+        for name in ("validation", "test"):
+            held_out = read_split(paths["data"], name)["text"].to_pylist()
+            if found := leaks.find(texts, held_out):
+                problems.append(
+                    f"{len(found):,} {name} rows also stand in train, such as "
+                    f'{held_out[found[0]][:60]!r}; set data.split.by = "near-duplicate"'
+                )
+        examples = _examples(
+            recipe, documents, train["label"].to_pylist(), encoder, tokens["vocab_size"]
+        )
+    return {
+        "recipe": recipe.name,
+        "problems": problems,
+        "findings": data["findings"],
+        "derived": derived,
+        "splits": {name: part["rows"] for name, part in data["splits"].items()},
+        "classes": data["classes"],
+        "tokens": tokens["splits"],
+        "max_length": recipe.tokenizer.max_length,
+        "examples": examples,
+    }
+
+
+def _targets(recipe: Recipe, batch: Batch, vocab_size: int) -> Batch:
+    """Return the batch as pre-training sees it."""
+    if recipe.pretrain.objective == "causal":
+        return for_causal(batch)
+    generator = np.random.default_rng([recipe.seed, 0xC4EC])
+    return for_masked(batch, recipe.pretrain.mask_probability, vocab_size, generator)
+
+
+def _without_loss(recipe: Recipe, documents: text.Documents, vocab_size: int) -> int:
+    """Count the training rows of which no position bears loss."""
+    if recipe.pretrain.objective == "none":  # the label itself bears it
+        return int((documents.sizes < 2).sum())
+    idle = 0
+    for start in range(0, len(documents), 512):
+        rows = np.arange(start, min(start + 512, len(documents)))
+        batch = _targets(
+            recipe, collate([documents[row] for row in rows.tolist()], rows), vocab_size
+        )
+        assert batch.weight_BT is not None
+        idle += int((batch.weight_BT.sum(dim=1) == 0).sum())
+    return idle
+
+
+def _examples(
+    recipe: Recipe,
+    documents: text.Documents,
+    labels: list[str | None],
+    encoder: text.Encoder,
+    vocab_size: int,
+) -> list[dict[str, Any]]:
+    """Return five rows as the model will see them, spread over the training split."""
+    rows = np.unique(np.linspace(0, len(documents) - 1, _EXAMPLES).astype(np.int64))
+    batch = collate([documents[row] for row in rows.tolist()], rows)
+    if recipe.pretrain.objective != "none":
+        batch = _targets(recipe, batch, vocab_size)
+    found = []
+    for number, row in enumerate(rows.tolist()):
+        real = batch.document_BT[number] != PADDING
+        bears = batch.weight_BT[number][real] if batch.weight_BT is not None else None
+        found.append({
+            "row": row,
+            "label": labels[row],
+            "pieces": encoder.pieces(batch.ids_BT[number][real].tolist()),
+            "targets": encoder.pieces(documents[row].tolist()),
+            "bears_loss": [] if bears is None else (bears != 0).tolist(),
+        })  # fmt: skip
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what :func:`check` found, for a person."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    splits = " · ".join(f"{rows:,} {name}" for name, rows in found["splits"].items())
+    console.print(f"[bold]{found['recipe']}[/]: {splits}")
+    if found["classes"]:
+        console.print(f"classes: {', '.join(found['classes'])}", markup=False)
+    for finding in found["findings"]:
+        console.print(Text.assemble(("! ", "yellow"), finding))
+    table = Table(
+        "split", "documents", "tokens", "bytes/token", "p95 tokens", f"cut at {found['max_length']}"
+    )
+    for name, part in found["tokens"].items():
+        share = part["truncated"] / part["documents"]
+        table.add_row(
+            name, f"{part['documents']:,}", f"{part['tokens']:,}", f"{part['bytes_per_token']:.2f}",
+            str(part["p95_tokens"]), f"{part['truncated']:,} ({share:.1%})",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "What the model will see; [bold red]red[/] bears loss in pre-training, → is the label:"
+    )
+    for example in found["examples"]:
+        line = Text()
+        bears = example["bears_loss"] or [False] * len(example["pieces"])
+        for piece, target, loss in list(
+            zip(example["pieces"], example["targets"], bears, strict=True)
+        )[:_TOKENS]:
+            line.append(
+                f"{piece}←{target}" if loss and piece != target else piece,
+                "bold red" if loss else "",
+            )
+            line.append("│", "dim")
+        if len(example["pieces"]) > _TOKENS:
+            line.append(f" … {len(example['pieces']) - _TOKENS} more", "dim")
+        if example["label"] is not None:
+            line.append(f" → {example['label']}", "bold")
+        console.print(line)
+    for path, rule in found["derived"].items():
+        console.print(f"[dim]derived {path}: {rule}[/]")
+    for problem in found["problems"]:
+        console.print(Text.assemble(("✗ ", "red"), problem))
+    if not found["problems"]:
+        console.print("[green]✓[/] nothing stands in the way of a run")

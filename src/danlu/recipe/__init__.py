@@ -1,0 +1,308 @@
+"""The recipe: read, override, check, fill, save.
+
+>>> recipe, derived = fill(validate({"name": "x", "data": {"task": "pretrain",
+...     "sources": [{"path": "a.txt"}]}}, "example"))
+>>> recipe.model.width, derived["model.width"]
+(256, '64 × depth')
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from danlu.errors import InputError, RecipeError
+from danlu.recipe.sections import Recipe, Section, Source
+
+__all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
+
+_ENDINGS = {
+    ".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+
+
+def load(path: Path | str, overrides: list[str] | None = None) -> tuple[Recipe, dict[str, str]]:
+    """Read, override, check and fill a recipe file.
+
+    Parameters
+    ----------
+    path : path-like
+        A TOML file.
+    overrides : list of str, optional
+        ``path=value`` pairs; values are TOML (``3``, ``0.1``, ``true``,
+        ``["a"]``), anything else is taken as a string.
+
+    Returns
+    -------
+    recipe : Recipe
+        With every value filled in, and source paths made absolute.
+    derived : dict of str to str
+        Recipe path and rule of each value that was derived.
+
+    Raises
+    ------
+    RecipeError
+        With all the problems at once.
+    """
+    path = Path(path)
+    content = read_toml(path)
+    for override in overrides or []:
+        _apply(content, override)
+    content.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem))
+    recipe, derived = fill(validate(content, str(path)))
+    return _resolve(recipe, path.resolve().parent), derived
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's content, or say in the user's terms why not."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(
+            "there is no such recipe", where=str(path), mend="`danlu new DATA` writes one"
+        ) from None
+    except IsADirectoryError:
+        raise InputError("this is a folder, not a recipe", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise InputError(
+            "the recipe is not UTF-8", where=str(path), mend="save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError([("", f"not valid TOML: {error}")], str(path)) from None
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one ``path=value`` in the raw content."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override!r} is not of the form path=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node: Any = content
+    for parent in parents:
+        if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
+            node = node[int(parent)]
+        elif isinstance(node, dict):
+            node = node.setdefault(parent, {})
+        else:
+            raise InputError(f"--set {key}: {parent} is not a section")
+    if not isinstance(node, dict):
+        raise InputError(f"--set {key}: {'.'.join(parents)} is not a section")
+    node[last] = value
+
+
+def validate(content: dict[str, Any], source: str) -> Recipe:
+    """Check raw content against the sections.
+
+    Raises
+    ------
+    RecipeError
+        Naming every problem, with the nearest known key for a misspelt one.
+    """
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [
+            (".".join(map(str, item["loc"])), _explain(item["loc"], item["type"], item["msg"]))
+            for item in error.errors(include_url=False)
+        ]
+        raise RecipeError(problems, source) from None
+    if problems := _contradictions(recipe):
+        raise RecipeError(problems, source)
+    return recipe
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    if kind == "missing":
+        return "is required"
+    if kind != "extra_forbidden":
+        return message.removeprefix("Value error, ")
+    known = sorted(_section_at(loc[:-1]).model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key; {hint}"
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section that stands at a path of the recipe."""
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return section
+
+
+def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what no single key shows to be wrong."""
+    problems = []
+    data, split = recipe.data, recipe.data.split
+    labelled = data.label is not None or all(s.label is not None for s in data.sources)
+    if data.task != "pretrain" and not labelled:
+        problems.append(
+            (
+                "data.label",
+                f"task {data.task!r} needs a label: name its column, or label every source",
+            )
+        )
+    if data.task == "regress" and data.label is None:
+        problems.append(("data.label", "task 'regress' needs the column that holds the value"))
+    if data.label_separator is not None and data.task != "classify":
+        problems.append(("data.label_separator", "only task 'classify' has several labels"))
+    if split.test + split.validation >= 1:
+        problems.append(("data.split", "test and validation leave nothing to train on"))
+    if split.test == 0:
+        problems.append(("data.split.test", "0 leaves nothing to measure the model on; try 0.2"))
+    if split.validation == 0:
+        problems.append(
+            ("data.split.validation", "0 leaves nothing to choose checkpoints on; try 0.1")
+        )
+    if data.task == "pretrain" and recipe.pretrain.objective == "none":
+        problems.append(
+            ("pretrain.objective", "task 'pretrain' needs an objective: masked or causal")
+        )
+    if recipe.pretrain.objective == "masked" and recipe.model.causal:
+        problems.append(("model.causal", "a masked objective needs a model that sees both sides"))
+    if recipe.pretrain.objective == "causal" and recipe.model.causal is False:
+        problems.append(("model.causal", "a causal objective needs a causal model"))
+    for number, source in enumerate(data.sources):
+        if (source.query is not None) != ("://" in source.path):
+            problems.append(
+                (
+                    f"data.sources.{number}.query",
+                    "a SQL URL needs a query, and only a SQL URL has one",
+                )
+            )
+    return problems
+
+
+def _round_up(number: float, step: int) -> int:
+    return max(step, -(-int(number) // step) * step)
+
+
+def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
+    """Work out every value that the user left to danlu.
+
+    Returns
+    -------
+    recipe : Recipe
+        Without a ``None`` that matters.
+    derived : dict of str to str
+        Recipe path and rule of each value worked out.
+
+    Notes
+    -----
+    The rules of the size dial. Width grows with depth, so that layers and
+    width stay in proportion (Kaplan et al., 2020); the learning rate falls
+    with the square root of the width (Yang et al., muP, 2022, as AdamW with
+    shared matrices needs it); the batch is what a small corpus can feed often
+    enough. NOTEBOOK.md holds the measurements.
+    """
+    derived: dict[str, str] = {}
+    updates: dict[str, Any] = {}
+
+    def derive(section: Any, path: str, **rules: tuple[Any, str]) -> Any:
+        found = {key: value for key, (value, _) in rules.items() if getattr(section, key) is None}
+        derived.update({f"{path}.{key}": rules[key][1] for key in found})
+        return section.model_copy(update=found)
+
+    model = derive(recipe.model, "model", width=(64 * recipe.model.depth, "64 × depth"))
+    gated = model.activation == "swiglu"
+    heads = model.heads or max(1, model.width // model.head_dim)
+    model = derive(
+        model,
+        "model",
+        heads=(heads, "width / head_dim"),
+        kv_heads=(heads, "as many as heads"),
+        hidden=(
+            _round_up(model.width * (8 / 3 if gated else 4), 64),
+            "8/3 × width, in steps of 64" if gated else "4 × width, in steps of 64",
+        ),
+        causal=(recipe.pretrain.objective == "causal", "true for a causal objective"),
+    )
+    if model.heads % model.kv_heads:
+        raise RecipeError(
+            [("model.kv_heads", f"must divide heads ({model.heads}), {model.kv_heads} does not")],
+            recipe.name,
+        )
+    updates["model"] = model
+    narrow = (256 / model.width) ** 0.5
+    updates["pretrain"] = derive(
+        recipe.pretrain,
+        "pretrain",
+        batch_size=(32, "32 documents"),
+        learning_rate=(float(f"{1e-3 * narrow:.3g}"), "1e-3 × sqrt(256 / width)"),
+    )
+    updates["finetune"] = derive(
+        recipe.finetune,
+        "finetune",
+        batch_size=(32, "32 documents"),
+        learning_rate=(float(f"{5e-4 * narrow:.3g}"), "5e-4 × sqrt(256 / width)"),
+    )
+    sources = tuple(
+        derive(
+            source,
+            f"data.sources.{number}",
+            name=(_source_name(source.path), "from the path"),
+            format=(_source_format(source.path), "from the path"),
+        )
+        for number, source in enumerate(recipe.data.sources)
+    )
+    updates["data"] = recipe.data.model_copy(update={"sources": sources})
+    return recipe.model_copy(update=updates), derived
+
+
+def _source_name(path: str) -> str:
+    if "://" in path:
+        return path.split("://")[1].split("@")[-1].split("?")[0].strip("/") or "sql"
+    return Path(path.partition(":")[2] if path.startswith("package:") else path).name
+
+
+def _source_format(path: str) -> str | None:
+    """Return the format that a path's ending tells; None for a folder."""
+    return "sql" if "://" in path else _ENDINGS.get(Path(path).suffix.lower())
+
+
+def _resolve(recipe: Recipe, base: Path) -> Recipe:
+    """Make the sources' relative paths absolute; they are relative to the recipe."""
+
+    def absolute(source: Source) -> Source:
+        scheme, has_scheme, rest = source.path.partition("://")
+        if scheme == "sqlite" and has_scheme:
+            database = rest.removeprefix("/")
+            path = f"sqlite:///{base / database}" if database else source.path
+        elif has_scheme or source.path.startswith("package:"):
+            path = source.path
+        else:
+            path = str(base / Path(source.path).expanduser())
+        return source.model_copy(update={"path": path})
+
+    sources = tuple(absolute(source) for source in recipe.data.sources)
+    data = recipe.data.model_copy(update={"sources": sources})
+    return recipe.model_copy(update={"data": data})
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the filled recipe as TOML."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    content = Recipe.model_json_schema()
+    content["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    # A file's name is the default name, so an editor must not ask for it.
+    content["required"] = [key for key in content.get("required", []) if key != "name"]
+    return content

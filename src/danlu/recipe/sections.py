@@ -1,0 +1,285 @@
+"""The sections of a recipe: every key, its type, range, default and meaning.
+
+A default of ``None`` means "derived": :func:`danlu.recipe.fill` works it out
+from the rest of the recipe and writes it down.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+GATE_PATTERN = (
+    r"^\s*(?P<split>test|validation)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
+    r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
+)
+"""A condition of the gate; a bound before ``- baseline`` is the difference's own."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str
+    """A file, glob or folder (relative to the recipe), `package:NAME/path`, or a SQL URL."""
+    name: str | None = None
+    """How reports call it; derived from the path."""
+    label: str | None = None
+    """The label of every row of this source, where no column holds one."""
+    licence: str = "not stated"
+    """Licence of the data, for the model card."""
+    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "sql"] | None = None
+    """Derived from the file's ending."""
+    encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
+    """Detected and recorded when not given."""
+    query: str | None = None
+    """For a SQL URL: the SELECT that yields the rows."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_password(cls, path: str) -> str:
+        scheme, _, rest = path.partition("://")
+        user = rest.split("@")[0] if "@" in rest else ""
+        if "://" in path and ":" in user and not user.split(":", 1)[1].startswith("${"):
+            raise ValueError(
+                "the URL holds a password, and recipes are saved with every run; "
+                f"put it in an environment variable: {scheme}://USER:${{DB_PASSWORD}}@…"
+            )
+        return path
+
+
+class Clean(Section):
+    """What is done to a text, and which rows are set aside."""
+
+    unicode: Literal["NFC", "NFKC", "none"] = "NFC"
+    """Unicode normal form; NFKC also folds full-width letters and punctuation."""
+    min_chars: Count = 1
+    """Shorter texts are set aside (characters)."""
+    max_chars: Positive = 20_000
+    """Longer texts are set aside (characters)."""
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    """Copies after the first."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """Texts of one label at least `similarity` alike, after the first."""
+    similarity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.8
+    """Jaccard similarity of 5-grams from which two texts are near-duplicates."""
+    contradictions: Literal["set-aside", "keep"] = "set-aside"
+    """Texts that stand in the data with different labels."""
+
+
+class Redact(Section):
+    """Which personal data are replaced by a placeholder."""
+
+    emails: bool = True
+    """E-mail addresses."""
+    phones: bool = True
+    """Mainland-China and E.164 telephone numbers."""
+    identity_numbers: bool = True
+    """Chinese resident identity numbers with a valid checksum."""
+    bank_cards: bool = True
+    """Card numbers that pass the Luhn check."""
+    ip_addresses: bool = True
+    """IPv4 and IPv6 addresses."""
+
+
+class Split(Section):
+    """How rows are set apart for choosing and for judging the model."""
+
+    by: str = "near-duplicate"
+    """`near-duplicate`, `random`, `group:COLUMN` or `time:COLUMN`."""
+    test: Fraction = 0.2
+    """Share of rows that judge the released model."""
+    validation: Fraction = 0.1
+    """Share of rows that choose among checkpoints."""
+
+    @field_validator("by")
+    @classmethod
+    def _known(cls, by: str) -> str:
+        kind, _, column = by.partition(":")
+        plain = kind in ("near-duplicate", "random") and not column
+        if not plain and not (kind in ("group", "time") and column):
+            raise ValueError("choose near-duplicate, random, group:COLUMN or time:COLUMN")
+        return by
+
+
+class Data(Section):
+    """Where the rows come from and what is to be learnt about them."""
+
+    task: Literal["pretrain", "classify", "regress"]
+    """`pretrain` (no labels), `classify` or `regress`."""
+    text: str = "text"
+    """Column that holds the text; `line` in plain text files."""
+    label: str | None = None
+    """Column that holds the label or the value; or give each source a label."""
+    label_separator: str | None = None
+    """Where a row may carry several labels: what stands between them."""
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """At least one."""
+    clean: Clean = Clean()
+    """Cleaning."""
+    redact: Redact = Redact()
+    """Redaction."""
+    split: Split = Split()
+    """Splitting."""
+
+    @property
+    def kind(self) -> Literal["pretrain", "classify", "multilabel", "regress"]:
+        """The task, with several labels a row told from one."""
+        return "multilabel" if self.label_separator is not None else self.task
+
+
+class Tokenizer(Section):
+    """Byte-level BPE, trained on the training split."""
+
+    vocab_size: Annotated[int, Field(ge=270)] = 8192
+    """Size of the vocabulary, special tokens included; fewer if the text has fewer merges."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Longest document the model sees (tokens); longer ones are cut, counted and shown."""
+
+
+class Model(Section):
+    """The backbone. `depth` is the size dial; the rest derives from it."""
+
+    depth: Positive = 4
+    """Number of layers."""
+    width: Positive | None = None
+    """64 × depth."""
+    head_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 64
+    """Width of an attention head."""
+    heads: Positive | None = None
+    """width / head_dim."""
+    kv_heads: Positive | None = None
+    """Key/value heads; all of `heads` unless fewer are asked for."""
+    hidden: Positive | None = None
+    """Feed-forward width: 8/3 × width (SwiGLU) or 4 × width (GELU), in steps of 64."""
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    """Feed-forward layer."""
+    causal: bool | None = None
+    """Whether a token sees only what stands before it; true for a causal objective."""
+    qk_norm: bool = False
+    """Normalise queries and keys, which steadies large learning rates."""
+    dropout: Fraction = 0.1
+    """On embeddings and residual branches."""
+    tie_embeddings: bool = True
+    """One matrix for input and output."""
+
+
+class Training(Section):
+    """What both training stages have in common."""
+
+    epochs: Positive = 1
+    """Passes over the training split, at most."""
+    batch_size: Positive | None = None
+    """Documents in one step of the optimiser."""
+    accumulate: Positive = 1
+    """Parts that a batch is computed in, to save memory; the result is the same."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """`muon` is for the matrices of the layers; AdamW takes the rest."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    """For SGD."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """For AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled, on matrices only."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up."""
+    warmup: Fraction = 0.1
+    """Share of the steps in which the learning rate rises from zero."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 clips nothing."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 where the processor computes in it."""
+    patience: Count = 0
+    """Stop after so many evaluations without a better one; 0 never stops early."""
+    checkpoint_every: Count = 0
+    """Steps between checkpoints; 0 makes one at each epoch's end."""
+    keep_checkpoints: Positive = 2
+    """Last checkpoints kept during training, beside the best."""
+    log_every: Positive = 20
+    """Steps between rows in the log."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra `tensorboard`)."""
+
+
+class Pretrain(Training):
+    """Self-supervised learning from the text alone."""
+
+    objective: Literal["masked", "causal", "none"] = "masked"
+    """Fill in masked tokens, foretell the next one, or skip this stage."""
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens to fill in: 80% masked, 10% replaced, 10% left (BERT)."""
+
+
+class Finetune(Training):
+    """Supervised learning from the labels."""
+
+    dropout: Fraction = 0.1
+    """Before the output layer."""
+    mask_probability: Fraction = 0.0
+    """Share of input tokens hidden at random, against overfitting."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread over all classes."""
+
+
+class Baseline(Section):
+    """The cheap models that always stand beside ours."""
+
+    analyzer: Literal["auto", "char", "word"] = "auto"
+    """TF-IDF over n-grams of characters (1–3) or words (1–2); `auto`: by the script."""
+    inverse_regularization: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)
+    ] = (1.0, 4.0, 16.0)
+    """C of the logistic regression (1/alpha of the ridge); the validation split chooses."""
+
+
+class Evaluate(Section):
+    """How the released model is measured."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples behind the intervals that have no closed form."""
+    batch_size: Positive = 64
+    """Documents scored at once; the scores do not depend on it."""
+
+
+class Gate(Section):
+    """What must hold before a model is released."""
+
+    require: tuple[Annotated[str, Field(pattern=GATE_PATTERN)], ...] = ()
+    """Such as `test.accuracy.low >= 0.83` or `test.accuracy.low - baseline > 0`."""
+
+
+class Recipe(Section):
+    """One file, one run: from data to a released model."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name of the run and of the released model; by default the file's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything that is drawn at random."""
+    data: Data
+    """Sources, cleaning, splitting."""
+    tokenizer: Tokenizer = Tokenizer()
+    """From text to ids."""
+    model: Model = Model()
+    """The backbone."""
+    pretrain: Pretrain = Pretrain()
+    """Learning from the text."""
+    finetune: Finetune = Finetune()
+    """Learning from the labels."""
+    baseline: Baseline = Baseline()
+    """What stands beside."""
+    evaluate: Evaluate = Evaluate()
+    """Measuring."""
+    gate: Gate = Gate()
+    """Release or not."""

@@ -1,0 +1,1 @@
+"""What leaves: the report, the card, the records behind them."""

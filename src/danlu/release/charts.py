@@ -1,0 +1,166 @@
+"""The report's pictures, rendered to SVG without a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+Rows = list[dict[str, Any]]
+
+INK, MUTED, GRID = "#1f2430", "#667085", "#e6e8ee"
+PALETTE = ["#b4402d", "#1f5f8b", "#8a8f9c", "#c58b2a", "#3f7d58", "#6a4c93"]
+
+_THEME = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": MUTED, "titleColor": MUTED, "gridColor": GRID, "domainColor": GRID,
+        "tickColor": GRID, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
+    },
+    "legend": {"labelColor": INK, "title": None, "orient": "top", "labelFontSize": 11},
+    "title": {"color": INK, "fontSize": 13, "anchor": "start", "fontWeight": 600},
+    "range": {"category": PALETTE},
+}  # fmt: skip
+
+
+def _svg(chart: Any, width: int = 380, height: int = 240) -> str:
+    """Render a chart; the specification holds its data, so nothing is fetched."""
+    spec = chart.properties(width=width, height=height).to_dict()
+    spec["config"] = _THEME
+    svg: str = vl_convert.vegalite_to_svg(spec)
+    return svg
+
+
+def _data(rows: Rows) -> Any:
+    return alt.Data(values=rows)  # type: ignore[no-untyped-call]
+
+
+def funnel(steps: Rows) -> str:
+    """Draw how many rows remain after each step of the data stage."""
+    order = [step["step"] for step in steps]
+    rows = [{**step, "label": f"{step['rows']:,}"} for step in steps]
+    base = alt.Chart(_data(rows)).encode(
+        y=alt.Y("step:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
+        x=alt.X("rows:Q", title="rows", scale=alt.Scale(domainMin=0)),
+    )
+    bars = base.mark_bar(color=PALETTE[1], cornerRadiusEnd=3, height={"band": 0.65})
+    text = base.mark_text(align="left", dx=4, color=INK, fontSize=11).encode(text="label:N")
+    return _svg(alt.layer(bars, text), 460, 30 * len(rows))
+
+
+def losses(events: Rows, unit: str, title: str) -> str:
+    """Draw the training loss at each logged step and the validation losses."""
+    rows = [
+        {
+            "step": e["step"],
+            "loss": e["loss"],
+            "of": "training" if e["event"] == "step" else "validation",
+        }
+        for e in events
+    ]
+    chart = alt.Chart(_data(rows), title=title).encode(
+        x=alt.X("step:Q", title="step"),
+        y=alt.Y("loss:Q", title=unit, scale=alt.Scale(zero=False)),
+        color=alt.Color("of:N", sort=["training", "validation"]),
+    )
+    line = chart.mark_line(strokeWidth=1.6, interpolate="monotone")
+    dots = chart.transform_filter("datum.of == 'validation'").mark_point(filled=True, size=40)
+    return _svg(alt.layer(line, dots))
+
+
+def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:
+    """Draw ROC curves: one line for each model (and class)."""
+    rows = []
+    for model, of_model in curves.items():
+        for name, (wrong, right) in of_model.items():
+            line = model if len(of_model) == 1 else f"{model}: {name}"
+            pairs = enumerate(zip(wrong, right, strict=True))
+            rows += [{"model": line, "wrong": w, "right": r, "order": i} for i, (w, r) in pairs]
+    names = list(dict.fromkeys(str(row["model"]) for row in rows))
+    lines = (
+        alt.Chart(_data(rows), title="ROC")
+        .mark_line(strokeWidth=1.8)
+        .encode(
+            x=alt.X("wrong:Q", title="false positive rate"),
+            y=alt.Y("right:Q", title="true positive rate"),
+            order="order:Q",
+            color=alt.Color("model:N", sort=names),
+        )
+    )
+    return _svg(alt.layer(_diagonal(), lines), 300, 300)
+
+
+def reliability(curves: dict[str, Rows]) -> str:
+    """Draw how often the models are right at each level of confidence."""
+    rows = [{"model": model, **point} for model, points in curves.items() for point in points]
+    encoded = alt.Chart(_data(rows), title="Reliability").encode(
+        x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1])),
+        y=alt.Y("accuracy:Q", title="share right", scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("model:N", sort=list(curves)),
+    )
+    dots = encoded.mark_point(filled=True, opacity=0.9).encode(
+        size=alt.Size("n:Q", legend=None, scale=alt.Scale(range=[20, 220]))
+    )
+    return _svg(alt.layer(_diagonal(), encoded.mark_line(strokeWidth=1.4), dots), 300, 300)
+
+
+def confusion(matrix: list[list[int]], classes: list[str]) -> str:
+    """Draw true against given classes, shaded by the share of the true class."""
+    rows = [
+        {
+            "truth": classes[i], "said": classes[j], "n": n, "share": n / max(1, sum(line)),
+            "label": f"{n:,}", "ink": "white" if n / max(1, sum(line)) > 0.55 else INK,
+        }
+        for i, line in enumerate(matrix)
+        for j, n in enumerate(line)
+    ]  # fmt: skip
+    base = alt.Chart(_data(rows), title="Confusion").encode(
+        x=alt.X("said:N", sort=classes, title="model says", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("truth:N", sort=classes, title="truth"),
+    )
+    scale = alt.Scale(domain=[0, 1], range=["#f4f6f9", PALETTE[1]])
+    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
+    text = base.mark_text(fontSize=13).encode(text="label:N", color=alt.Color("ink:N", scale=None))
+    side = max(220, min(420, 60 * len(classes)))
+    chart = alt.layer(cells, text) if len(classes) <= 12 else cells
+    return _svg(chart.resolve_scale(color="independent"), side, side)
+
+
+def points(truth: list[float], said: list[float]) -> str:
+    """Draw a regressor's answers against the truth."""
+    rows = [{"truth": t, "said": s} for t, s in zip(truth, said, strict=True)][:2000]
+    dots = (
+        alt.Chart(_data(rows), title="Answers against the truth")
+        .mark_point(filled=True, opacity=0.35, color=PALETTE[1], size=18)
+        .encode(
+            x=alt.X("truth:Q", scale=alt.Scale(zero=False)),
+            y=alt.Y("said:Q", title="model says", scale=alt.Scale(zero=False)),
+        )
+    )
+    return _svg(dots, 300, 300)
+
+
+def compared(rows: Rows, title: str) -> str:
+    """Draw the models' values of one metric with their intervals."""
+    names = [row["model"] for row in rows]
+    base = alt.Chart(_data(rows), title=title).encode(
+        y=alt.Y("model:N", sort=names, title=None, axis=alt.Axis(labelLimit=200)),
+        color=alt.Color("model:N", sort=names, legend=None),
+    )
+    lines = base.mark_rule(strokeWidth=3).encode(
+        x=alt.X("low:Q", title="value and 95% interval", scale=alt.Scale(zero=False)), x2="high:Q"
+    )
+    dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="value:Q")
+    return _svg(alt.layer(lines, dots), 340, 34 * len(rows))
+
+
+def _diagonal() -> Any:
+    rows = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
+    return (
+        alt.Chart(_data(rows))
+        .mark_line(strokeDash=[4, 4], strokeWidth=1, color=MUTED)
+        .encode(x="x:Q", y="y:Q")
+    )

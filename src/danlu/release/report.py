@@ -1,0 +1,282 @@
+"""The report, the card and ``metrics.json``, all from the same records."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from danlu import __version__
+from danlu.artifact import Artifact, write_json
+from danlu.audit.gate import Verdict, judge
+from danlu.log import Metric, read_events
+from danlu.recipe import Recipe, dump
+from danlu.release import charts
+
+HEADLINE = {"classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss"}
+_SHOWN = {
+    "classify": (
+        "accuracy roc_auc pr_auc f1_macro precision_macro recall_macro log_loss brier ece"
+    ),
+    "multilabel": "accuracy f1_macro f1_micro roc_auc pr_auc log_loss brier",
+    "regress": "mae rmse r2",
+    "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
+}
+_LOWER = {"log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte"}
+
+
+def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
+    """Write ``metrics.json``, ``report.html``, ``card.md`` and ``summary.json``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Filled.
+    artifacts : list of Artifact
+        The run's stages, in order.
+    folder : Path
+        Receives the files.
+    """
+    by_name = {artifact.stage: artifact for artifact in artifacts}
+    rows = [Metric(**row) for row in by_name["evaluate"].json("metrics.json")]
+    strongest = _strongest(recipe, rows)
+    verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
+    headline = _headline(recipe, rows, strongest)
+    rows = _data_rows(by_name, recipe) + rows + _cost_rows(artifacts, recipe)
+    write_json(folder / "metrics.json", [row.to_dict() for row in rows])
+    facts = _facts(recipe, by_name, rows, verdicts, headline, strongest)
+    pages = Environment(
+        loader=PackageLoader("danlu.release"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters |= {"figure": figure, "count": lambda n: f"{n:,}"}
+    html = pages.get_template("report.html").render(**facts, charts=_charts(recipe, by_name, rows))
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    plain = pages.overlay(autoescape=False)
+    card = plain.get_template("card.md").render(**facts)
+    (folder / "card.md").write_text(re.sub(r"\n{3,}", "\n\n", card), encoding="utf-8")
+    summary = {
+        "headline": headline,
+        "strongest_baseline": strongest,
+        "verdicts": [verdict.to_dict() for verdict in verdicts],
+    }
+    write_json(folder / "summary.json", summary)
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """Return a number as a person wants to read it.
+
+    >>> figure(0.85612, "share"), figure(1234567, "bytes"), figure(0.3127, "nats")
+    ('85.6%', '1.2 MB', '0.313')
+    """
+    if value is None:
+        return "–"
+    if unit == "share":
+        return f"{100 * value:.1f}%"
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if unit == "seconds":
+        return f"{value:,.1f} s"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.3g}"
+
+
+def _strongest(recipe: Recipe, rows: list[Metric]) -> str | None:
+    """Return the baseline that does best on the headline metric."""
+    metric = HEADLINE[recipe.data.kind]
+    others = [
+        row
+        for row in rows
+        if row.metric == metric and row.model != recipe.name and row.split == "test"
+    ]
+    if not others:
+        return None
+    choose = min if metric in _LOWER else max
+    return choose(others, key=lambda row: row.value).model
+
+
+def _find(rows: list[Metric], model: str, metric: str) -> Metric | None:
+    wanted = (model, "test", metric)
+    return next((row for row in rows if (row.model, row.split, row.metric) == wanted), None)
+
+
+def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> str:
+    """Say in one line what was reached, and whether the baseline was beaten."""
+    metric = HEADLINE[recipe.data.kind]
+    own = _find(rows, recipe.name, metric)
+    if own is None:
+        return f"{recipe.name}: {metric} could not be measured."
+    what = metric.replace("_", " ")
+    line = (
+        f"{recipe.name}: {what} {figure(own.value, own.unit)} "
+        f"[{figure(own.low, own.unit)}, {figure(own.high, own.unit)}] on {own.n:,} "
+        f"{'tokens' if own.unit.endswith('token') else 'test rows'}"
+    )
+    difference = _find(rows, recipe.name, f"{metric} - {strongest}")
+    if difference is None or difference.low is None or difference.high is None:
+        return f"{line}; not compared with a baseline."
+    better = -1 if metric in _LOWER else 1
+    low, high = sorted((better * difference.low, better * difference.high))
+    gap = (
+        f"{100 * difference.value:+.1f} points "
+        f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        if own.unit == "share"
+        else f"{difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+    )
+    if low > 0:
+        return f"{line}; it beats {strongest} by {gap}."
+    if high < 0:
+        return f"{line}; IT IS WORSE THAN {strongest}: {gap}."
+    return f"{line}; NOT SHOWN TO BEAT {strongest}: {gap}, and the interval holds 0."
+
+
+def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
+    """Return the counts of the data and tokenizer stages as metric rows."""
+    report = by_name["data"].json("report.json")
+
+    def count(stage: str, split: str, metric: str, value: float, n: int, unit: str) -> Metric:
+        return Metric(stage, recipe.name, split, metric, value, None, None, n, unit)
+
+    read = report["funnel"][0]["rows"]
+    rows = [
+        count("data", "all", f"rows {s['step']}", s["rows"], read, "rows") for s in report["funnel"]
+    ]
+    rows += [
+        count("data", "rejects", f"rows {item['reason']}", item["rows"], read, "rows")
+        for item in report["rejects"]
+    ]
+    tokens = by_name["tokenizer"].json("report.json")["splits"]
+    for split, found in report["splits"].items():
+        rows.append(count("data", split, "rows", found["rows"], found["rows"], "rows"))
+        for metric, unit in (("bytes_per_token", "bytes/token"), ("truncated", "documents")):
+            rows.append(
+                count(
+                    "tokenizer",
+                    split,
+                    metric,
+                    tokens[split][metric],
+                    tokens[split]["documents"],
+                    unit,
+                )
+            )
+    test = report["splits"]["test"]["rows"]
+    for split, found in by_name["evaluate"].json("leaks.json").items():
+        rows.append(count("audit", "test", f"rows also in {split}", found, test, "rows"))
+    return rows
+
+
+def _cost_rows(artifacts: list[Artifact], recipe: Recipe) -> list[Metric]:
+    """Return what each stage cost when it was made."""
+    rows = []
+    for artifact in artifacts:
+        made = artifact.manifest
+        for metric, value, unit in (
+            ("seconds", made["seconds"], "seconds"),
+            ("peak_memory", made["peak_memory_bytes"], "bytes"),
+            ("disk", made["bytes"], "bytes"),
+        ):
+            rows.append(
+                Metric(artifact.stage, recipe.name, "all", metric, value, None, None, 1, unit)
+            )
+    return rows
+
+
+def _facts(
+    recipe: Recipe,
+    by_name: dict[str, Artifact],
+    rows: list[Metric],
+    verdicts: list[Verdict],
+    headline: str,
+    strongest: str | None,
+) -> dict[str, Any]:
+    """Return everything that the templates show."""
+    measured = [row for row in rows if row.stage == "evaluate" and row.split == "test"]
+    models = list(dict.fromkeys(row.model for row in measured))
+    table = []
+    for metric in _SHOWN[recipe.data.kind].split():
+        cells = [_find(rows, model, metric) for model in models]
+        if any(cells):
+            difference = _find(rows, recipe.name, f"{metric} - {strongest}") if strongest else None
+            table.append(
+                {
+                    "metric": metric,
+                    "lower": metric in _LOWER,
+                    "cells": cells,
+                    "difference": difference,
+                }
+            )
+    per_class = [row for row in measured if row.model == recipe.name and "[" in row.metric]
+    tokens = by_name["tokenizer"].json("report.json")
+    trained = by_name.get("finetune") or by_name["pretrain"]
+    baselines = by_name["baseline"].json("report.json")
+    return {
+        "recipe": recipe,
+        "recipe_toml": dump(recipe),
+        "version": __version__,
+        "headline": headline,
+        "beaten": "NOT " not in headline and "WORSE" not in headline,
+        "strongest": strongest,
+        "verdicts": verdicts,
+        "released": all(verdict.passed for verdict in verdicts),
+        "data": by_name["data"].json("report.json"),
+        "tokens": tokens,
+        "samples": tokens["samples"],
+        "models": models,
+        "table": table,
+        "per_class": _by_class(per_class),
+        "slices": [
+            row for row in rows if row.stage == "evaluate" and row.split.startswith("test[")
+        ],
+        "leaks": by_name["evaluate"].json("leaks.json"),
+        "mistakes": by_name["evaluate"].json("mistakes.json"),
+        "baselines": baselines,
+        "config": trained.json("config.json"),
+        "stages": [artifact.manifest for artifact in by_name.values()],
+        "machine": trained.manifest,
+        "intervals": sorted({row.interval for row in measured if row.interval}),
+    }
+
+
+def _by_class(rows: list[Metric]) -> dict[str, dict[str, Metric]]:
+    """Arrange ``precision[x]`` rows by class and metric."""
+    found: dict[str, dict[str, Metric]] = {}
+    for row in rows:
+        metric, _, name = row.metric.partition("[")
+        found.setdefault(name.removesuffix("]"), {})[metric] = row
+    return found
+
+
+def _charts(recipe: Recipe, by_name: dict[str, Artifact], rows: list[Metric]) -> dict[str, Any]:
+    """Draw everything that there is to draw."""
+    found: dict[str, Any] = {
+        "funnel": charts.funnel(by_name["data"].json("report.json")["funnel"]),
+        "losses": [],
+    }
+    for stage in ("pretrain", "finetune"):
+        if stage in by_name:
+            events = read_events(by_name[stage].path / "events.jsonl")
+            unit = next((e["loss_unit"] for e in events if "loss_unit" in e), "loss")
+            found["losses"].append(charts.losses(events, unit, stage))
+    metric = HEADLINE[recipe.data.kind]
+    shown = [
+        row for row in rows if row.metric == metric and row.split == "test" and row.low is not None
+    ]
+    if shown:
+        found["compared"] = charts.compared(
+            [row.to_dict() for row in shown], metric.replace("_", " ")
+        )
+    curves = by_name["evaluate"].json("curves.json")
+    if recipe.data.kind == "classify":
+        found["roc"] = charts.roc({model: c["roc"] for model, c in curves.items()})
+        found["reliability"] = charts.reliability(
+            {m: c["reliability"] for m, c in curves.items() if m != "majority"}
+        )
+        classes = by_name["data"].json("report.json")["classes"]
+        found["confusion"] = charts.confusion(curves[recipe.name]["confusion"], classes)
+    if recipe.data.kind == "regress":
+        found["points"] = charts.points(*curves[recipe.name]["points"])
+    return {
+        k: [Markup(x) for x in v] if isinstance(v, list) else Markup(v) for k, v in found.items()
+    }

@@ -1,0 +1,149 @@
+"""The HTTP service: answers, health, metrics, and a small page to try it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from danlu import __version__
+from danlu.serve.engine import Engine
+
+MAX_BODY = 4 << 20
+"""Largest request, in bytes."""
+MAX_TEXTS = 256
+"""Most texts in one request."""
+
+
+class _RefusedError(Exception):
+    """A request that cannot be answered, with its status and reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def application(engine: Engine) -> Starlette:
+    """Return the service of one model.
+
+    Routes
+    ------
+    ``POST /v1/predict``
+        ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``.
+        400 malformed, 413 too large, 422 empty, too many or too long.
+    ``GET /healthz``, ``GET /metrics``, ``GET /``
+        Health, Prometheus metrics, a page.
+    """
+    registry = CollectorRegistry()
+    requests = Counter("danlu_requests", "Requests by status", ["status"], registry=registry)
+    answered = Counter("danlu_texts", "Texts answered", registry=registry)
+    seconds = Histogram("danlu_request_seconds", "Time to answer, in seconds", registry=registry)
+    page = files("danlu.serve").joinpath("page.html").read_text(encoding="utf-8")
+
+    async def predict(request: Request) -> Response:
+        began = time.perf_counter()
+        try:
+            texts = _texts(await _body(request), engine)
+            predictions = await run_in_threadpool(engine.predict, texts)
+            response = JSONResponse({"model": engine.config["name"], "predictions": predictions})
+            answered.inc(len(texts))
+        except _RefusedError as refused:
+            response = JSONResponse({"error": refused.reason}, refused.status)
+        requests.labels(str(response.status_code)).inc()
+        seconds.observe(time.perf_counter() - began)
+        return response
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "model": engine.config["name"], "danlu": __version__})
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(page.replace("{{name}}", _escape(engine.config["name"])))
+
+    return Starlette(
+        routes=[
+            Route("/v1/predict", predict, methods=["POST"]),
+            Route("/healthz", health),
+            Route("/metrics", metrics),
+            Route("/", index),
+        ]
+    )
+
+
+async def _body(request: Request) -> Any:
+    """Return a request's JSON, reading no more than is allowed."""
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise _RefusedError(413, f"the request is larger than {MAX_BODY:,} bytes")
+    except ClientDisconnect:
+        raise _RefusedError(400, "the request was cut off") from None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise _RefusedError(400, "the request is not valid JSON") from None
+
+
+def _texts(content: Any, engine: Engine) -> list[str]:
+    """Return the texts of a request, or refuse it with the reason."""
+    if not isinstance(content, dict) or set(content) not in ({"texts"}, {"text"}):
+        raise _RefusedError(400, 'send {"texts": ["…"]} or {"text": "…"}, and nothing else')
+    texts = content["texts"] if "texts" in content else [content["text"]]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise _RefusedError(400, "texts must be a list of strings")
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise _RefusedError(422, f"send 1 to {MAX_TEXTS} texts, not {len(texts)}")
+    limit = engine.config["max_chars"]
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise _RefusedError(422, f"text {number} is empty")
+        if len(text) > limit:
+            raise _RefusedError(
+                422, f"text {number} has {len(text):,} characters; the limit is {limit:,}"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _RefusedError(400, f"text {number} holds half a surrogate pair") from None
+    return texts
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def serve_forever(engine: Engine, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until interrupted.
+
+    Parameters
+    ----------
+    engine : Engine
+    host, port : str, int
+        Port 0 takes a free one.
+    ready : callable
+        Told the address once requests are taken.
+    """
+    config = uvicorn.Config(
+        application(engine), host=host, port=port, log_level="warning", lifespan="off"
+    )
+    with config.bind_socket() as listener:
+        address, number = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        listener.listen()
+        ready(f"http://{shown}:{number}")
+        uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,1 @@
+"""Objectives, optimisers, checkpoints and the one training loop."""

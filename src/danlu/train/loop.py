@@ -1,0 +1,229 @@
+"""The training loop: one for every objective and every kind of data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from danlu.batch import Batch
+from danlu.errors import DanluError
+from danlu.log import Bar
+from danlu.recipe.sections import Training
+from danlu.train import optim
+from danlu.train.checkpoint import Checkpoints, unpack
+from danlu.train.objective import Objective
+
+
+class BatchSource(Protocol):
+    """What the loop asks of its data: batches by counter, see :mod:`danlu.data.load`."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    def load(self, epoch: int, position: int) -> list[Batch]: ...
+
+
+class DivergedError(DanluError):
+    """The loss or its gradient is no longer a number."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where training stands; saved with every checkpoint.
+
+    Attributes
+    ----------
+    step : int
+        Steps of the optimiser done.
+    best : float
+        Lowest validation loss so far.
+    stale : int
+        Evaluations since it was reached.
+    """
+
+    step: int = 0
+    best: float = math.inf
+    stale: int = 0
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    source: BatchSource,
+    validate: Callable[[], dict[str, float]],
+    settings: Training,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    log: Callable[[dict[str, Any]], None],
+    bar: Bar,
+) -> Progress:
+    """Train `model` in place and leave it with its best weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On `device`.
+    objective : Objective
+    source : BatchSource
+    validate : callable
+        Returns figures of the model as it stands, ``loss`` among them; the
+        lowest loss is the best.
+    settings : Training
+        Filled.
+    seed : int
+        With the step it fixes everything drawn at random, so that a resumed
+        run draws what an uninterrupted one would have.
+    device : torch.device
+    checkpoints : Checkpoints
+        If it holds one, training goes on from there.
+    log : callable
+        Given a row for each logged step and each evaluation.
+    bar : Bar
+        Shows progress.
+
+    Raises
+    ------
+    DivergedError
+        If the gradient is not finite; the last checkpoint stays as it was.
+    """
+    optimizers = optim.build(model, settings)
+    progress = Progress()
+    if found := checkpoints.latest():
+        tensors, record = found
+        unpack(tensors, record["groups"], model, optimizers)
+        progress = Progress(record["step"], record["best"] or math.inf, record["stale"])
+    per_epoch = source.steps_per_epoch
+    total = settings.epochs * per_epoch
+    every = settings.checkpoint_every or per_epoch
+    meter = _Meter()
+    while progress.step < total and not _exhausted(progress, settings):
+        epoch, position = divmod(progress.step, per_epoch)
+        factor = optim.rate_factor(progress.step, total, settings.warmup, settings.schedule)
+        torch.manual_seed(hash((seed, progress.step)))
+        loss, norm, tokens = _step(
+            model, objective, source.load(epoch, position), optimizers, settings, factor, device
+        )
+        progress.step += 1
+        meter.add(loss, tokens)
+        if progress.step % settings.log_every == 0 or progress.step == total:
+            row = meter.read()
+            log({
+                "event": "step", "step": progress.step, "epoch": progress.step / per_epoch,
+                "loss": row["loss"], "loss_unit": objective.unit, "gradient_norm": norm,
+                "learning_rate": factor * (settings.learning_rate or 0.0),
+                "tokens_per_second": row["tokens_per_second"],
+            })  # fmt: skip
+            text = f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
+            bar.update(progress.step, text)
+        if progress.step % every == 0 or progress.step == total:
+            _evaluate(model, validate, progress, checkpoints, log)
+            record = {"step": progress.step, "stale": progress.stale, "best": progress.best}
+            checkpoints.save(progress.step, model, optimizers, record)
+            meter.restart()
+    if best := checkpoints.best():
+        unpack(best[0], [], model, [])
+    return progress
+
+
+def _step(
+    model: nn.Module,
+    objective: Objective,
+    parts: list[Batch],
+    optimizers: list[torch.optim.Optimizer],
+    settings: Training,
+    factor: float,
+    device: torch.device,
+) -> tuple[float, float, int]:
+    """Take one step; return the mean loss, the gradient's norm and the tokens seen."""
+    model.train()
+    count = sum(objective.count(part) for part in parts)
+    loss = torch.zeros((), device=device)
+    for part in parts:
+        with autocast(settings.precision, device):
+            outputs = model(on_device := part.to(device))
+        part_loss = objective.total(outputs, on_device) / count
+        part_loss.backward()  # type: ignore[no-untyped-call]
+        loss += part_loss.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip or math.inf)
+    if not torch.isfinite(norm):
+        raise DivergedError(
+            "the gradient is no longer finite",
+            where="training",
+            mend='lower learning_rate, or set precision = "float32"',
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * (settings.learning_rate or 0.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return float(loss), float(norm), sum(part.num_tokens for part in parts)
+
+
+def _evaluate(
+    model: nn.Module,
+    validate: Callable[[], dict[str, float]],
+    progress: Progress,
+    checkpoints: Checkpoints,
+    log: Callable[[dict[str, Any]], None],
+) -> None:
+    model.eval()
+    figures = validate()
+    improved = figures["loss"] < progress.best
+    progress.stale = 0 if improved else progress.stale + 1
+    if improved:
+        progress.best = figures["loss"]
+        checkpoints.save_best(model, {"step": progress.step, **figures})
+    log({"event": "validation", "step": progress.step, "best": improved, **figures})
+
+
+def _exhausted(progress: Progress, settings: Training) -> bool:
+    return bool(settings.patience) and progress.stale >= settings.patience
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where asked for, or where `auto` finds it fast."""
+    if precision == "float32" or (precision == "auto" and not fast_bfloat16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu: Any = torch.cpu
+    return device.type == "cpu" and bool(
+        cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    )
+
+
+class _Meter:
+    """Mean loss and speed since it was last read."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._losses: list[float] = []
+        self._tokens, self._began = 0, time.perf_counter()
+
+    def add(self, loss: float, tokens: int) -> None:
+        self._losses.append(loss)
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        seconds = max(1e-9, time.perf_counter() - self._began)
+        found = {
+            "loss": sum(self._losses) / max(1, len(self._losses)),
+            "tokens_per_second": round(self._tokens / seconds, 1),
+        }
+        self.restart()
+        return found

@@ -1,0 +1,107 @@
+"""What a model is trained to make small: each loss a sum and a count.
+
+Sums and counts, not means, so that a batch computed in parts, or by several
+processes, has exactly the gradient of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss in two functions.
+
+    Attributes
+    ----------
+    name : str
+    unit : str
+        Unit of the mean loss.
+    total : callable of (outputs, batch) to Tensor of shape ()
+        Sum of the loss over what is counted.
+    count : callable of (batch) to float
+        How much is counted.
+    """
+
+    name: str
+    unit: str
+    total: Callable[[Tensor, Batch], Tensor]
+    count: Callable[[Batch], float]
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None, "the batch lacks what this objective needs"
+    return value
+
+
+def tokens() -> Objective:
+    """Cross-entropy over the vocabulary at the weighted positions, in nats a token."""
+
+    def total(logits_MV: Tensor, batch: Batch) -> Tensor:
+        weight_BT = _given(batch.weight_BT)
+        bears = weight_BT != 0
+        target_M = _given(batch.target_BT)[bears]
+        loss_M = F.cross_entropy(logits_MV.float(), target_M, reduction="none")
+        return (loss_M * weight_BT[bears]).sum()
+
+    return Objective("tokens", "nats/token", total, lambda b: float(_given(b.weight_BT).sum()))
+
+
+def classes(label_smoothing: float = 0.0) -> Objective:
+    """Cross-entropy over classes, in nats a document.
+
+    Parameters
+    ----------
+    label_smoothing : float
+        In [0, 1): share of the target spread evenly (Szegedy et al., 2016).
+    """
+
+    def total(logits_NC: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(
+            logits_NC, _given(batch.label), reduction="sum", label_smoothing=label_smoothing
+        )
+
+    return Objective("classes", "nats/document", total, lambda b: float(b.num_documents))
+
+
+def several_labels() -> Objective:
+    """Binary cross-entropy of each label by itself, in nats a label."""
+
+    def total(logits_NC: Tensor, batch: Batch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits_NC, _given(batch.label), reduction="sum")
+
+    return Objective("labels", "nats/label", total, lambda b: float(_given(b.label).numel()))
+
+
+def squared_error() -> Objective:
+    """Squared error of standardised values, in units of the training variance."""
+
+    def total(values_NC: Tensor, batch: Batch) -> Tensor:
+        return F.mse_loss(values_NC, _given(batch.label), reduction="sum")
+
+    return Objective("squared error", "variance", total, lambda b: float(_given(b.label).numel()))
+
+
+@torch.inference_mode()
+def mean_loss(
+    model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device
+) -> tuple[float, float]:
+    """Return the mean loss over batches, and how much it is a mean of.
+
+    In float32 without autocast, as everything that is compared or reported.
+    """
+    model.eval()
+    total, count = 0.0, 0.0
+    for batch in batches:
+        on_device = batch.to(device)
+        total += float(objective.total(model(on_device), on_device))
+        count += objective.count(batch)
+    return total / count, count

@@ -1,0 +1,89 @@
+"""Optimisers and schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from danlu.recipe.sections import Training
+
+
+def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
+    """Return the optimisers that together own every parameter once.
+
+    Parameters
+    ----------
+    model : nn.Module
+    settings : Training
+        With its learning rate filled in.
+
+    Notes
+    -----
+    AdamW: Loshchilov & Hutter, 2019. Muon: Jordan et al., 2024, with updates
+    scaled to AdamW's size (Liu et al., 2025), for the matrices of the layers;
+    embeddings, heads and vectors stay with AdamW. Vectors (norms, biases) are
+    not decayed: pulling a scale towards zero regularises nothing.
+    """
+    rate = settings.learning_rate
+    assert rate is not None, "the recipe has not been filled"
+    named = list(model.named_parameters())
+    inner = {n for n, p in named if p.ndim == 2 and ".layers." in f".{n}"}
+    muon = settings.optimizer == "muon"
+    groups = decay_groups((p for n, p in named if not (muon and n in inner)), settings.weight_decay)
+    if settings.optimizer == "sgd":
+        return [torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+    ]
+    if muon:
+        matrices = [p for n, p in named if n in inner]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=rate,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into matrices, which decay, and vectors, which do not."""
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
+    """Return the share of the peak learning rate at a step.
+
+    Parameters
+    ----------
+    step : int
+        From 0.
+    total : int
+        Steps in all.
+    warmup : float
+        In [0, 1): share of the steps in which the rate rises linearly.
+    schedule : {"cosine", "linear", "constant"}
+        How it falls afterwards; cosine as in Loshchilov & Hutter, 2017.
+
+    Examples
+    --------
+    >>> [round(rate_factor(step, 10, 0.2, "linear"), 3) for step in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    gone = (step - rising) / max(1, total - rising)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * gone))
+    return 1 - gone if schedule == "linear" else 1.0
