@@ -158,10 +158,12 @@ class Store:
         The run folder; stages live in ``root/stages``.
     seed : int
         Seed of the run, part of every key.
+    say : callable
+        Told what a person should know.
     """
 
-    def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.seed = root, seed
+    def __init__(self, root: Path, seed: int, say: Callable[[str], None] = lambda _: None) -> None:
+        self.root, self.seed, self.say = root, seed, say
         self.stages = root / "stages"
 
     def key(
@@ -209,10 +211,15 @@ class Store:
         """
         key = self.key(stage, section, inputs, code)
         if found := self.find(stage, key):
-            return found
+            try:
+                verify(found)
+                return found
+            except ArtifactError as error:
+                self.say(f"{error.what}: {stage} is made again")
         final = self.stages / f"{stage}-{key}"
         partial = self.stages / f".partial-{stage}-{key}"
         partial.mkdir(parents=True, exist_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt killed at its very end
         began = time.perf_counter()
         make(partial)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -232,10 +239,10 @@ class Store:
         }
         write_json(partial / MANIFEST, manifest)
         sync_tree(partial)
-        if final.exists():  # damaged: it has no manifest, or find() would have returned it
+        if final.exists():  # damaged, or it would have been returned above
             shutil.rmtree(final)
         os.rename(partial, final)
-        sync_tree_entry(self.stages)
+        sync_entry(self.stages)
         return Artifact(stage, key, final, built=True)
 
     @contextmanager
@@ -265,7 +272,7 @@ class Store:
             yield
 
 
-def sync_tree_entry(folder: Path) -> None:
+def sync_entry(folder: Path) -> None:
     """Force a folder's list of names to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -282,11 +289,19 @@ def verify(artifact: Artifact) -> None:
     ArtifactError
         If a file is missing or its content has changed.
     """
-    for name, expected in artifact.manifest["files"].items():
+
+    def damaged(what: str) -> ArtifactError:
+        return ArtifactError(
+            f"{what} is missing or was changed after it was written",
+            where=str(artifact.path),
+            mend="delete this stage's folder and run again",
+        )
+
+    try:
+        files: dict[str, str] = artifact.manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise damaged(MANIFEST) from None
+    for name, expected in files.items():
         path = artifact.path / name
         if not path.is_file() or digest_file(path) != expected:
-            raise ArtifactError(
-                f"{name} is missing or was changed after it was written",
-                where=str(artifact.path),
-                mend="delete this stage's folder and run again",
-            )
+            raise damaged(name)

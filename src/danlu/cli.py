@@ -260,8 +260,9 @@ def predict(
     wanted = texts or []
     if wanted == ["-"]:
         wanted = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if any(not text.strip() for text in wanted):
-        raise InputError("a text is empty")
+    for number, text in enumerate(wanted, 1):
+        if not predictor.engine.scrub(text):
+            raise InputError("a text is empty", where=f"text {number}")
     answers = predictor.predict(wanted)
     if as_json:
         _print_json(answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -79,14 +80,16 @@ class Events:
         """Append a row, with the time in seconds since the epoch."""
         line = json.dumps({"time": round(time.time(), 3), **row}, ensure_ascii=False)
         for path in self._paths:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with path.open("ab+") as file:
+                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # after a line cut short by a crash
+                file.write(line.encode() + b"\n")
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log; a line cut short by a crash is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

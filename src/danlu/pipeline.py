@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.artifact import Artifact, Store, read_json, write_json
+from danlu.artifact import Artifact, Store, read_json, sync_tree, write_json
 from danlu.errors import CheckFailed, InputError
 from danlu.log import Events, Metric, Screen
 from danlu.recipe import Recipe, dump
@@ -70,7 +70,7 @@ def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
 
     files = [file for source in recipe.data.sources for file in open_source(source)]
     fresh = not out.exists()
-    store = Store(out, recipe.seed)
+    store = Store(out, recipe.seed, screen.say)
     try:
         with store.lock():
             return _Run(recipe, files, store, screen).go()
@@ -85,7 +85,7 @@ def prepare_data(recipe: Recipe, folder: Path, screen: Screen) -> dict[str, Path
     from danlu.data.sources import open_source
 
     files = [file for source in recipe.data.sources for file in open_source(source)]
-    run = _Run(recipe, files, Store(folder, recipe.seed), screen)
+    run = _Run(recipe, files, Store(folder, recipe.seed, screen.say), screen)
     run.data()
     run.tokenizer()
     return {name: artifact.path for name, artifact in run.artifacts.items()}
@@ -229,7 +229,9 @@ class _Run:
             paths = {name: artifact.path for name, artifact in self.artifacts.items()}
             evaluate(self.recipe, paths, folder)
 
-        self._build("evaluate", section, inputs, ("data", "evaluate", "model"), make)
+        self._build(
+            "evaluate", section, inputs, ("audit", "data", "evaluate", "model", "serve"), make
+        )
 
     def report(self) -> None:
         """Judge the gate; write the report and the card."""
@@ -259,7 +261,13 @@ class _Run:
         model = root / "model"
         if released:
             trained = self.artifacts.get("finetune") or self.artifacts["pretrain"]
-            _release(trained, self.artifacts["tokenizer"], report.path / "card.md", model)
+            _release(
+                self.recipe.name,
+                trained,
+                self.artifacts["tokenizer"],
+                report.path / "card.md",
+                model,
+            )
         else:
             shutil.rmtree(model, ignore_errors=True)
         result = Result(
@@ -288,7 +296,7 @@ def _replace(source: Path, target: Path) -> None:
     aside.replace(target)
 
 
-def _release(trained: Artifact, tokenizer: Artifact, card: Path, model: Path) -> None:
+def _release(name: str, trained: Artifact, tokenizer: Artifact, card: Path, model: Path) -> None:
     """Lay the released model out in the Hugging Face layout."""
     aside = model.with_name(".model.new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -296,10 +304,15 @@ def _release(trained: Artifact, tokenizer: Artifact, card: Path, model: Path) ->
     shutil.copyfile(trained.path / "model.safetensors", aside / "model.safetensors")
     shutil.copyfile(tokenizer.path / "tokenizer.json", aside / "tokenizer.json")
     shutil.copyfile(card, aside / "README.md")
-    config = trained.json("config.json")
+    config = {"name": name, **trained.json("config.json")}
     write_json(
         aside / "config.json",
         {**config, "stages": trained.manifest["inputs"] | {trained.stage: trained.key}},
     )
-    shutil.rmtree(model, ignore_errors=True)
+    sync_tree(aside)
+    retired = model.with_name(".model.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if model.exists():
+        model.rename(retired)
     aside.rename(model)
+    shutil.rmtree(retired, ignore_errors=True)

@@ -277,7 +277,6 @@ def _config(
     return {
         "model_type": "danlu",
         "architectures": ["DanluModel"],
-        "name": recipe.name,
         "head": kind,
         "classes": classes,
         "scale": scale,
@@ -327,7 +326,7 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
     rows, resampled = score.measure(scored, kind, engine.classes, bootstrap)
     rows += score.differences(rows, resampled, name, list(others), bootstrap.resamples)
-    rows += score.slices(scored[0], kind, _groups(table))
+    rows += score.slices(scored[0], kind, _groups(table), bootstrap.resamples, recipe.seed)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
     write_json(folder / "leaks.json", _leaks(paths["data"]))
     curves = {one.model: score.curves(one, kind, engine.classes) for one in scored}
@@ -407,11 +406,15 @@ def _evaluate_tokens(recipe: Recipe, paths: dict[str, Path], folder: Path) -> No
     model = heads.build(backbone_config(recipe, vocab_size), settings.objective)
     model.load_state_dict(load_file(paths["pretrain"] / WEIGHTS))
     model.to(where := device())
-    train_ids = text.Documents.load(paths["tokenizer"], "train").ids
-    batches = token_batches(recipe, paths["tokenizer"], "test", vocab_size)
-    texts = read_split(paths["data"], "test")["text"].to_pylist()
+    tokens = paths["tokenizer"]
+    train_ids = text.Documents.load(tokens, "train").ids
+    train_ids = train_ids[train_ids != text.BEGIN_ID]  # never foretold, so it may take no mass
+    batches = token_batches(recipe, tokens, "test", vocab_size)
+    encoder = text.Encoder.load(tokens / text.FILE, recipe.tokenizer.max_length, False)
+    documents = text.Documents.load(tokens, "test")
+    seen_bytes = np.asarray([encoder.bytes_of(documents[row]) for row in range(len(documents))])
     rows: list[Metric] = measure(
-        model, batches, train_ids, texts, recipe.name, settings.objective, vocab_size,
+        model, batches, train_ids, seen_bytes, recipe.name, settings.objective, vocab_size,
         where, recipe.evaluate.bootstrap, recipe.seed,
     )  # fmt: skip
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -71,8 +72,8 @@ def _judge(condition: str, rows: Sequence[Metric], model: str, baseline: str | N
     for row in rows:
         if (row.model, row.split, row.metric) == (model, match["split"], metric):
             number: float | None = getattr(row, match["bound"] or "value")
-            if number is None:
-                return Verdict(condition, False, None, "it has no interval")
+            if number is None or not math.isfinite(number):
+                return Verdict(condition, False, None, "it has no finite value there")
             passed = _SIGNS[match["sign"]](number, float(match["limit"]))
             return Verdict(condition, passed, number, f"measured {number:.4g}")
     return Verdict(condition, False, None, f"{match['split']}.{metric} was not measured")

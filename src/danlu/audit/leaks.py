@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-
-_NOT_WORD = re.compile(r"[\W_]+")
 
 
 def bare(text: str) -> str:
@@ -14,8 +12,11 @@ def bare(text: str) -> str:
     >>> bare("Very good!!") == bare("very  good")
     True
     """
+    folded = unicodedata.normalize("NFKC", text).lower()
+    # Letters, digits, and the marks that some scripts write their vowels with.
+    kept = "".join(c for c in folded if unicodedata.category(c)[0] in "LNM")
     # A text of signs alone keeps them: otherwise all such texts would be the same.
-    return _NOT_WORD.sub("", text.lower()) or text
+    return kept or text
 
 
 def find(train: Iterable[str], held_out: Sequence[str]) -> list[int]:

@@ -13,10 +13,10 @@ from typing import Literal, cast
 
 from danlu.data.privacy import redact
 
-# Controls but tab and line ends; zero-width and bidirectional marks; the byte
+# Controls that are not space; zero-width and bidirectional marks; the byte
 # order mark. The zero-width joiner stays: emoji and Indic scripts need it.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
 )
 _SPACES = re.compile(r"[^\S\n]+")
 _LINES = re.compile(r" ?\n[ \n]*")
@@ -31,9 +31,9 @@ def normalise(text: str, form: str) -> str:
     form : {"NFC", "NFKC", "none"}
         Unicode normal form (Unicode Standard Annex 15).
     """
+    text = _INVISIBLE.sub("", text)  # first: what stood between two characters may join them
     if form != "none":
         text = unicodedata.normalize(cast(Literal["NFC", "NFKC"], form), text)
-    text = _INVISIBLE.sub("", text)
     text = _SPACES.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
     return _LINES.sub("\n", text).strip()
 

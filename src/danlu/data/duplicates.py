@@ -57,19 +57,20 @@ def find_pairs(texts: DataFrame, seed: int) -> Pairs:
     Parameters
     ----------
     texts : daft.DataFrame
-        With the columns ``id`` (int64, unique) and ``text``.
+        With the columns ``id`` (int64, unique), ``text`` and perhaps ``label``.
     seed : int
         Seed of the hash permutations.
 
     Notes
     -----
-    In each bucket every text is paired with the one of the lowest id, so the
-    work is linear in the size of a bucket. Texts of fewer than five words are
-    one shingle each, so they are near-duplicates only when they are equal.
+    In each bucket every text is paired with the first of its label, and those
+    with the first of all, so the work is linear in the size of a bucket. Texts
+    of fewer than five words are one shingle each, so they are near-duplicates
+    only when they are equal.
     """
     import daft
     from daft import DataType, col, lit
-    from daft.functions import lower, minhash, regexp_replace
+    from daft.functions import fill_null, length, lower, minhash, regexp_replace, strip, when
 
     @daft.func.batch(return_dtype=DataType.list(DataType.uint64()))
     def band_keys(signatures: daft.Series) -> Any:
@@ -84,23 +85,19 @@ def find_pairs(texts: DataFrame, seed: int) -> Pairs:
         return pa.array((a == b).mean(axis=1))
 
     words = regexp_replace(lower(col("text")), f"({_UNSPACED})", " $1 ")
-    words = regexp_replace(words, r"[\s\pP]+", " ")
-    signed = texts.select(
-        col("id"),
-        minhash(words, num_hashes=BANDS * ROWS, ngram_size=NGRAM, seed=seed % 2**31 + 1).alias(
-            "sig"
-        ),
-    ).collect()
-    bands = signed.select("id", band_keys(col("sig")).alias("key")).explode("key")
-    heads = bands.groupby("key").agg(
-        col("id").min().alias("first"), col("id").count().alias("size")
+    words = regexp_replace(words, r"[\s\pP\pS]+", " ")
+    words = when(length(strip(words)) == lit(0), col("text")).otherwise(words)  # signs alone
+    signature = minhash(words, num_hashes=BANDS * ROWS, ngram_size=NGRAM, seed=seed % 2**31 + 1)
+    label = fill_null(col("label"), lit("")) if "label" in texts.column_names else lit("")
+    signed = texts.select("id", label.alias("label"), signature.alias("sig")).collect()
+    bands = signed.select("id", "label", band_keys(col("sig")).alias("key")).explode("key")
+    of_label = bands.groupby("key", "label").agg(col("id").min().alias("head"))
+    of_bucket = of_label.groupby("key").agg(col("head").min().alias("first"))
+    inside = bands.join(of_label, on=["key", "label"]).select(
+        col("head").alias("first"), col("id").alias("second")
     )
-    edges = (
-        bands.join(heads.where(col("size") > lit(1)), on="key")
-        .where(col("id") != col("first"))
-        .select(col("first"), col("id").alias("second"))
-        .distinct()
-    )
+    between = of_label.join(of_bucket, on="key").select("first", col("head").alias("second"))
+    edges = inside.concat(between).where(col("first") != col("second")).distinct()
     left = signed.select(col("id").alias("first"), col("sig").alias("sig_first"))
     right = signed.select(col("id").alias("second"), col("sig").alias("sig_second"))
     found = (

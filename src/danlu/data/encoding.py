@@ -31,8 +31,8 @@ def detect(path: Path) -> str:
         For UTF-16 and UTF-32, which a line-based reader would garble.
     """
     with path.open("rb") as file:
-        head = file.read(_CHUNK)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        head = file.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise DataError(
             "the file is UTF-16 or UTF-32",
             where=str(path),
@@ -42,13 +42,24 @@ def detect(path: Path) -> str:
         return "utf-8-sig"
     if _is_utf8(path):
         return "utf-8"
-    # Cut at a line's end, so that no character is cut in half.
-    sample = head[: head.rfind(b"\n") + 1] or head
-    telling = [line for line in sample.split(b"\n") if not line.isascii()]
+    telling = _telling_lines(path)
     broken = sum(not _decodes(line, "utf-8") for line in telling)
-    if telling and broken <= _TOLERATED * len(telling):
+    if broken <= _TOLERATED * len(telling):
         return "utf-8"
-    return _guess_legacy(b"\n".join(telling) or sample)
+    return _guess_legacy(b"".join(telling))
+
+
+def _telling_lines(path: Path) -> list[bytes]:
+    """Return the lines that are not plain ASCII, up to a mebibyte of them."""
+    found, size = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.isascii():
+                found.append(line)
+                size += len(line)
+                if size >= _CHUNK:
+                    break
+    return found
 
 
 def _is_utf8(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +118,9 @@ def _labelled_folder(
     sample: list[dict[str, Any]] = []
     for part in parts:
         sample += _sample(open_source(Source(path=str(part)))[0])[: _SAMPLE // len(parts)]
-    return [{"path": str(part), "label": part.stem} for part in parts], sample
+    return [
+        {"path": str(part), "label": part.name if part.is_dir() else part.stem} for part in parts
+    ], sample
 
 
 def _text_column(
@@ -228,18 +232,22 @@ def write(guess: Guess, output: Path | None) -> Path:
     if path.exists():
         raise InputError("this file exists already", where=str(path), mend="give another with -o")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_render(guess, path.resolve().parent), encoding="utf-8")
-    load(path)
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(_render(guess, path.resolve().parent), encoding="utf-8")
+    try:
+        load(aside)
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _render(guess: Guess, base: Path) -> str:
-    import os
-
     def line(source: dict[str, str]) -> str:
         path = os.path.relpath(Path(source["path"]).resolve(), base)
         label = f", label = {_quote(source['label'])}" if "label" in source else ""

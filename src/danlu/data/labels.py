@@ -20,6 +20,24 @@ def split_cell(text: str, separator: str | None) -> list[str]:
     return [part.strip() for part in text.split(separator) if part.strip()]
 
 
+def canonical(cell: str, kind: str, separator: str | None) -> str | None:
+    """Return a label cell in the one form in which equal labels are equal text.
+
+    >>> canonical(" a ", "classify", None), canonical("b; a;b", "multilabel", ";")
+    ('a', 'a;b')
+    >>> canonical("3.0", "regress", None) == canonical("3", "regress", None)
+    True
+    """
+    if kind == "regress":
+        try:
+            return repr(float(cell))
+        except ValueError:
+            return cell
+    if separator is None:
+        return cell.strip() or None
+    return separator.join(sorted(set(split_cell(cell, separator)))) or None
+
+
 def encode(
     cells: Sequence[str], kind: str, classes: Sequence[str], separator: str | None
 ) -> NDArray[Any]:

@@ -74,10 +74,10 @@ def for_masked(batch: Batch, probability: float, vocab_size: int, generator: Any
     ids = batch.ids_BT.numpy()
     open_ = (batch.document_BT.numpy() != PADDING) & (ids != BEGIN_ID)
     chosen = (generator.random(ids.shape) < probability) & open_
-    none = ~chosen.any(axis=1) & open_.any(axis=1)
-    if none.any():
-        lucky = np.where(open_, generator.random(ids.shape), -1).argmax(axis=1)
-        chosen[none, lucky[none]] = True
+    owner = batch.document_BT.numpy()
+    lucky = np.where(open_, generator.random(ids.shape), -1.0)
+    for document in np.setdiff1d(owner[open_], owner[chosen]):  # few: short ones alone
+        chosen.flat[np.where(owner == document, lucky, -1.0).argmax()] = True
     fate = generator.random(ids.shape)
     hidden = np.where(chosen & (fate < 0.8), MASK_ID, ids)
     random = generator.integers(NUM_SPECIAL, vocab_size, ids.shape)

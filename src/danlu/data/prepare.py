@@ -6,9 +6,12 @@ where it came from. Personal data are redacted before any step can write them.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from daft import DataFrame, DataType, col, lit
-from daft.functions import contains, count_distinct, is_null, length, strip, try_cast, when
+from daft.functions import contains, count_distinct, is_null, length, try_cast, when
 from numpy.typing import NDArray
 
 from danlu.artifact import write_json
-from danlu.data import duplicates, split
+from danlu.data import describe, duplicates, split
 from danlu.data.clean import scrub
 from danlu.data.encoding import REPLACEMENT
-from danlu.data.labels import split_cell
+from danlu.data.labels import canonical, split_cell
 from danlu.data.privacy import KINDS
 from danlu.data.sources import Columns, File, ingest
 from danlu.errors import DataError
@@ -32,7 +35,7 @@ from danlu.recipe import Recipe
 
 REPORT = "report.json"
 REJECTS = "rejects.parquet"
-_EXAMPLES = 5
+_SEEN = "near-duplicate of training row"
 
 
 @dataclass
@@ -80,120 +83,153 @@ def prepare(
     DataError
         If what remains cannot train what was asked.
     """
-    data, funnel = recipe.data, _Funnel(say)
+    funnel = _Funnel(say)
     shards = folder / "shards"
     shutil.rmtree(shards, ignore_errors=True)
     shards.mkdir()
-    records = ingest(files, columns(recipe), shards)
-    funnel.add("read", sum(record["rows"] for record in records))
-
-    raw = daft.read_parquet(f"{shards}/*.parquet")
-    as_read = _profile(raw)
-    rows = _mark_unusable(_scrub(raw, recipe), recipe).collect()
+    try:
+        records = ingest(files, columns(recipe), shards, _refiner(recipe))
+        funnel.add("read", sum(record["rows"] for record in records))
+        # Daft takes a path for a glob, and the folder's own name may hold brackets.
+        pattern = re.sub(r"([][*?{}])", r"[\1]", str(shards))
+        landed = daft.read_parquet(f"{pattern}/*.parquet")
+        as_read = _profile(landed, by_label=recipe.data.task == "classify")
+        rows = _mark_unusable(landed, recipe).collect()
+    finally:
+        shutil.rmtree(shards)
     usable = rows.where(is_null(col("reason")))
-    reasons = _by_text(usable, recipe)
     funnel.add("readable", usable.count_rows())
-    ids, texts_of = _survivors(usable, reasons)
+    reasons = _by_text(usable, recipe)
+    texts = _with_reasons(usable, reasons).where(is_null(col("reason")))
+    texts = texts.select("id", "text", "label").sort("id").collect()
     contradictory = sum(reason == "contradiction" for reason in reasons.values())
     funnel.add("after contradictions", usable.count_rows() - contradictory)
-    funnel.add("after exact duplicates", len(ids))
-
-    pairs = duplicates.find_pairs(texts_of, recipe.seed).at_least(duplicates.RELATED)
-    labels = dict(
-        zip(*(texts_of.select("id", "label").to_pydict()[k] for k in ("id", "label")), strict=True)
-    )
-    similar = pairs.at_least(data.clean.similarity)
-    opposed = sum(
-        labels[a] != labels[b]
-        for a, b in zip(similar.first.tolist(), similar.second.tolist(), strict=True)
-    )
-    if data.clean.near_duplicates == "drop":
-        dropped = duplicates.later_copies(similar, labels)
-        reasons.update(dict.fromkeys(sorted(dropped), "near-duplicate"))
-        funnel.add("after near-duplicates", len(ids) - len(dropped))
+    funnel.add("after exact duplicates", texts.count_rows())
+    pairs, opposed = _near_duplicates(recipe, texts, reasons)
+    if recipe.data.clean.near_duplicates == "drop":
+        funnel.add("after near-duplicates", usable.count_rows() - len(reasons))
 
     kept = _with_reasons(rows, reasons).collect()
-    table = kept.where(is_null(col("reason"))).sort("id").to_arrow()
-    if table.num_rows == 0:
-        raise DataError(
-            "no row remains after cleaning", where="data", mend="look at the reasons in rejects"
-        )
+    table = _survivors(kept)
+    _check_labels(recipe, table)
+    ids = np.asarray(texts.to_pydict()["id"], np.int64)
     cluster = duplicates.clusters(ids, pairs)[np.searchsorted(ids, table["id"].to_numpy())]
     assigned = _assign(recipe, table, cluster)
     late = _leaks_from_the_past(recipe, assigned, cluster)
     if late.any():
-        reasons.update(
-            dict.fromkeys(table["id"].to_numpy()[late].tolist(), "near-duplicate of training row")
-        )
+        reasons |= dict.fromkeys(table["id"].to_numpy()[late].tolist(), _SEEN)
         kept = _with_reasons(rows, reasons).collect()
         table, assigned, cluster = table.filter(~late), assigned[~late], cluster[~late]
         funnel.add("after leaks from the past", table.num_rows)
     split.check(assigned)
     classes = _classes(recipe, table, assigned)
 
-    table = table.drop_columns(["reason"]).append_column("cluster", pa.array(cluster))
-    for name in split.NAMES:
-        pq.write_table(table.filter(assigned == name), folder / f"{name}.parquet")
-    rejects = kept.where(~is_null(col("reason"))).sort("id").to_arrow()
+    table = table.append_column("cluster", pa.array(cluster))
+    parts = {name: table.filter(assigned == name) for name in split.NAMES}
+    for name, part in parts.items():
+        pq.write_table(part, folder / f"{name}.parquet")
+    rejects = kept.where(~is_null(col("reason"))).sort("id").exclude("as_read").to_arrow()
     pq.write_table(rejects, folder / REJECTS)
-    shutil.rmtree(shards)
-
+    contradictions = rejects.filter(pa.compute.equal(rejects["reason"], "contradiction"))
     report = {
-        "task": data.task,
+        "task": recipe.data.task,
         "classes": classes,
         "files": records,
         "as_read": as_read,
         "funnel": funnel.steps,
-        "rejects": _rejects(rejects),
-        "redactions": _redactions(rows),
-        "contradictory_texts": len(
-            set(
-                rejects.filter(pa.compute.equal(rejects["reason"], "contradiction"))[
-                    "text"
-                ].to_pylist()
-            )
-        ),
+        "rejects": describe.rejects(rejects),
+        "redactions": describe.redactions(rows),
+        "contradictory_texts": len(contradictions["text"].unique()),
         "opposed_near_duplicates": opposed,
         "clusters_of_several": int((np.unique(cluster, return_counts=True)[1] > 1).sum()),
-        "splits": {
-            name: _split_report(recipe, table.filter(assigned == name)) for name in split.NAMES
-        },
+        "splits": {name: describe.split_report(recipe, part) for name, part in parts.items()},
     }
-    report["findings"] = _findings(report)
-    write_json(folder / REPORT, report)
+    write_json(folder / REPORT, report | {"findings": describe.findings(report)})
 
 
-def _profile(raw: DataFrame) -> list[dict[str, Any]]:
-    """Count rows and different texts for each label, before any cleaning."""
-    trimmed = raw.select(col("label"), strip(col("text")).alias("text")).where(
-        length(col("text")) > lit(0)
+def _near_duplicates(
+    recipe: Recipe, texts: DataFrame, reasons: dict[int, str]
+) -> tuple[duplicates.Pairs, int]:
+    """Give a reason to near-duplicates; return related pairs, and how many differ in label."""
+    clean = recipe.data.clean
+    pairs = duplicates.find_pairs(texts, recipe.seed).at_least(duplicates.RELATED)
+    similar = pairs.at_least(clean.similarity)
+    found = texts.select("id", "label").to_pydict()
+    labels = dict(zip(found["id"], found["label"], strict=True))
+    if recipe.data.task == "pretrain":
+        labels = dict.fromkeys(labels)
+    opposed = sum(
+        labels[first] != labels[second]
+        for first, second in zip(similar.first.tolist(), similar.second.tolist(), strict=True)
     )
+    if clean.near_duplicates == "drop":
+        dropped = duplicates.later_copies(similar, labels)
+        reasons |= dict.fromkeys(sorted(dropped), "near-duplicate")
+    return pairs, opposed
+
+
+def _survivors(kept: DataFrame) -> pa.Table:
+    """Return the rows without a reason to go, in order.
+
+    Raises
+    ------
+    DataError
+        If there are none, with the commonest reasons.
+    """
+    table = kept.where(is_null(col("reason"))).sort("id").exclude("reason", "as_read").to_arrow()
+    if table.num_rows == 0:
+        counts = kept.groupby("reason").agg(col("id").count().alias("rows")).to_pylist()
+        counts = sorted(counts, key=lambda item: -item["rows"])[:3]
+        told = ", ".join(f"{item['reason']} ({item['rows']:,})" for item in counts)
+        raise DataError(
+            f"no row remains after cleaning: {told}",
+            where="data",
+            mend="change data.clean, or the columns' names",
+        )
+    return table
+
+
+def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what cleans, redacts and canonicalises a row before it reaches the disk."""
+    form, data = recipe.data.clean.unicode, recipe.data
+    kinds = [kind for kind in KINDS if getattr(data.redact, kind)]
+
+    def refine(row: dict[str, Any]) -> dict[str, Any]:
+        text, counts = row.get("text"), dict.fromkeys(KINDS, 0)
+        if text is not None:
+            row["as_read"] = _hash(text.strip()) if text.strip() else None
+            row["text"], found = scrub(text, form, kinds)
+            counts |= found
+        if (label := row.get("label")) is not None:
+            row["label"] = canonical(label, data.kind, data.label_separator)
+        if (group := row.get("group")) is not None:
+            # Only whether two groups are the same matters, and a group is often a person.
+            row["group"] = f"{_hash(group) & 0xFFFFFFFFFFFFFFFF:016x}"
+        return row | counts
+
+    return refine
+
+
+def _hash(text: str) -> int:
+    """Return 64 bits that tell texts apart."""
+    bits = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(bits, "big", signed=True)
+
+
+def _profile(landed: DataFrame, by_label: bool) -> list[dict[str, Any]]:
+    """Count rows and different texts (for each label, if asked) before any cleaning."""
+    label = col("label") if by_label else lit(None).cast(DataType.string())
     counts = (
-        trimmed.groupby("label")
-        .agg(col("text").count().alias("rows"), count_distinct(col("text")).alias("different"))
+        landed.where(~is_null(col("as_read")))
+        .select(label.alias("label"), col("as_read"))
+        .groupby("label")
+        .agg(
+            col("as_read").count().alias("rows"),
+            count_distinct(col("as_read")).alias("different"),
+        )
         .sort("label")
     )
     return list(counts.to_pylist())
-
-
-def _scrub(raw: DataFrame, recipe: Recipe) -> DataFrame:
-    """Normalise and redact every text; count what was redacted."""
-    form = recipe.data.clean.unicode
-    kinds = [kind for kind in KINDS if getattr(recipe.data.redact, kind)]
-    returns = DataType.struct(
-        {"text": DataType.string(), **{kind: DataType.int64() for kind in KINDS}}
-    )
-
-    @daft.func.batch(return_dtype=returns, unnest=True, use_process=False)
-    def scrub_all(texts: daft.Series) -> Any:
-        out = []
-        for text in texts.to_pylist():
-            clean, counts = scrub(text, form, kinds) if text is not None else (None, {})
-            out.append({"text": clean, **{kind: counts.get(kind, 0) for kind in KINDS}})
-        return pa.array(out, returns.to_arrow_dtype())
-
-    others = [name for name in raw.column_names if name != "text"]
-    return raw.select(*others, scrub_all(col("text")))
 
 
 def _mark_unusable(rows: DataFrame, recipe: Recipe) -> DataFrame:
@@ -251,18 +287,12 @@ def _with_reasons(rows: DataFrame, reasons: dict[int, str]) -> DataFrame:
     return joined.with_column("reason", reason).exclude("later")
 
 
-def _survivors(usable: DataFrame, reasons: dict[int, str]) -> tuple[NDArray[np.int64], DataFrame]:
-    kept = _with_reasons(usable, reasons).where(is_null(col("reason")))
-    kept = kept.select("id", "text", "label").sort("id").collect()
-    return np.asarray(kept.to_pydict()["id"], np.int64), kept
-
-
 def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDArray[np.str_]:
     """Assign every row to a split."""
     rule = recipe.data.split
     kind = rule.by.partition(":")[0]
     if kind == "time":
-        return split.by_time(table["time"].to_numpy().astype(str), rule.test, rule.validation)
+        return split.by_time(_instants(table), rule.test, rule.validation)
     if kind == "random":
         cluster = np.arange(table.num_rows)
     elif kind == "group":  # a group's rows, and near-duplicates across groups, stay together
@@ -275,6 +305,32 @@ def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDAr
     else:
         label = np.full(table.num_rows, "")
     return split.by_cluster(cluster, label, rule.test, rule.validation, recipe.seed)
+
+
+def _instants(table: pa.Table) -> NDArray[np.float64]:
+    """Return the time column as numbers: as they are, or seconds of ISO 8601 dates.
+
+    Raises
+    ------
+    DataError
+        If it holds anything else: sorted as text, 120 would come before 7.
+    """
+    cells = table["time"].to_pylist()
+    for parse in (float, _seconds):
+        try:
+            return np.asarray([parse(cell) for cell in cells], np.float64)
+        except ValueError:
+            continue
+    raise DataError(
+        "the time column holds neither numbers alone nor ISO dates alone",
+        where="data.split.by",
+        mend="write times as 2026-11-22 or 2026-11-22T08:30:00",
+    )
+
+
+def _seconds(text: str) -> float:
+    instant = datetime.fromisoformat(text)
+    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
 
 
 def _leaks_from_the_past(
@@ -290,114 +346,45 @@ def _leaks_from_the_past(
     return late
 
 
-def _classes(recipe: Recipe, table: pa.Table, assigned: NDArray[np.str_]) -> list[str]:
-    """Return the classes, sorted, after seeing that each can be learnt and measured."""
-    data = recipe.data
-    if data.task != "classify":
-        return []
+def _labels(recipe: Recipe, table: pa.Table) -> set[str]:
+    """Return the different labels of a table."""
+    cells = table["label"].unique().to_pylist()
+    return {label for cell in cells for label in split_cell(cell, recipe.data.label_separator)}
 
-    def seen(name: str | None) -> set[str]:
-        part = table if name is None else table.filter(assigned == name)
-        cells = part["label"].unique().to_pylist()
-        return {label for cell in cells for label in split_cell(cell, data.label_separator)}
 
-    classes = sorted(seen(None))
-    if len(classes) < 2:
+def _check_labels(recipe: Recipe, table: pa.Table) -> None:
+    """Refuse labels that no classifier can learn.
+
+    Raises
+    ------
+    DataError
+    """
+    if recipe.data.task != "classify":
+        return
+    found = sorted(_labels(recipe, table))
+    if len(found) < 2:
         raise DataError(
-            f"there is only one class, {classes[0]!r}" if classes else "no row has a label",
+            f"there is only one class, {found[0]!r}",
             where="data.label",
             mend="a classifier needs at least two; check the label column and the sources' labels",
         )
-    if len(classes) > max(50, table.num_rows // 10):
+    if len(found) > max(50, table.num_rows // 10):
         raise DataError(
-            f"{len(classes)} labels in {table.num_rows} rows look like values, not classes",
+            f"{len(found)} labels in {table.num_rows} rows look like values, not classes",
             where="data.label",
             mend='choose another column, or task = "regress"',
         )
-    if missing := sorted(set(classes) - seen(split.TRAIN)):
+
+
+def _classes(recipe: Recipe, table: pa.Table, assigned: NDArray[np.str_]) -> list[str]:
+    """Return the classes, sorted, after seeing that each can be learnt."""
+    if recipe.data.task != "classify":
+        return []
+    classes = sorted(_labels(recipe, table))
+    if missing := sorted(set(classes) - _labels(recipe, table.filter(assigned == split.TRAIN))):
         raise DataError(
             f"no training row has the label {', '.join(map(repr, missing))}",
             where="data.split",
             mend="add rows of it, or leave it out",
         )
     return classes
-
-
-def _rejects(rejects: pa.Table) -> list[dict[str, Any]]:
-    """Count the reasons, with a few examples of each."""
-    reason = np.asarray(rejects["reason"].to_pylist(), dtype=object)
-    found = []
-    for name in sorted(set(reason), key=lambda name: (-(reason == name).sum(), name)):
-        part = rejects.filter(reason == name)
-        examples = part.slice(0, _EXAMPLES).select(["file", "row", "label", "text"]).to_pylist()
-        found.append({"reason": name, "rows": part.num_rows, "examples": examples})
-    return found
-
-
-def _redactions(rows: DataFrame) -> dict[str, int]:
-    sums = rows.agg(*(col(kind).sum().alias(kind) for kind in KINDS)).to_pydict()
-    return {kind: int(sums[kind][0] or 0) for kind in KINDS}
-
-
-def _split_report(recipe: Recipe, table: pa.Table) -> dict[str, Any]:
-    size = pa.compute.utf8_length(table["text"]).to_numpy()
-    report: dict[str, Any] = {
-        "rows": table.num_rows,
-        "characters": {
-            "total": int(size.sum()),
-            **{f"p{q}": int(np.quantile(size, q / 100)) for q in (5, 50, 95)},
-            "max": int(size.max()),
-        },
-    }
-    if recipe.data.task == "classify":
-        cells = table["label"].value_counts().to_pylist()
-        counts: dict[str, int] = {}
-        for cell in cells:
-            for label in split_cell(cell["values"], recipe.data.label_separator):
-                counts[label] = counts.get(label, 0) + cell["counts"]
-        report["labels"] = dict(sorted(counts.items()))
-    return report
-
-
-def _findings(report: dict[str, Any]) -> list[str]:
-    """Say in sentences what is wrong with the corpus."""
-    total = report["funnel"][0]["rows"]
-    rows = {item["reason"]: item["rows"] for item in report["rejects"]}
-    findings = []
-    if copies := rows.get("exact duplicate"):
-        findings.append(
-            f"{copies / total:.0%} of the rows ({copies:,} of {total:,}) are exact duplicates of "
-            "earlier ones."
-        )
-    for item in report["as_read"]:
-        if item["different"] < 0.9 * item["rows"]:
-            label = f"label {item['label']!r}: " if item["label"] else ""
-            findings.append(
-                f"{label}{item['rows']:,} rows as read, {item['different']:,} different texts."
-            )
-    if near := rows.get("near-duplicate"):
-        findings.append(
-            f"{near:,} more rows are near-duplicates of earlier ones with the same label."
-        )
-    if texts := report["contradictory_texts"]:
-        findings.append(
-            f"{texts:,} texts carry more than one label ({rows['contradiction']:,} rows); "
-            "they were set aside."
-        )
-    if opposed := report["opposed_near_duplicates"]:
-        findings.append(
-            f"{opposed:,} pairs of near-duplicates carry different labels; both were kept."
-        )
-    if broken := rows.get("undecodable bytes"):
-        findings.append(f"{broken:,} rows held bytes that mean nothing in their file's encoding.")
-    redacted = {kind: count for kind, count in report["redactions"].items() if count}
-    if redacted:
-        what = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in redacted.items())
-        findings.append(f"Personal data were redacted: {what}.")
-    labels = report["splits"]["train"].get("labels")
-    if labels and max(labels.values()) > 3 * min(labels.values()):
-        findings.append(
-            f"The classes are out of balance: {max(labels.values()):,} to "
-            f"{min(labels.values()):,} training rows."
-        )
-    return findings

@@ -27,19 +27,26 @@ PLACEHOLDERS = {
 # number directly follows and precedes ideographs, which are \w.
 _PATTERNS = {
     "emails": re.compile(
-        r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@"
-        r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+        r"(?<![A-Za-z0-9])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@"
+        r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
     ),
-    "identity_numbers": re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{16}[0-9Xx](?![0-9A-Za-z])"),
-    "bank_cards": re.compile(r"(?<![0-9])[2-6][0-9]{3}(?:[ -]?[0-9]){9,15}(?![0-9])"),
+    "identity_numbers": re.compile(r"(?<![0-9])[1-9][0-9]{16}(?:[0-9](?![0-9])|[Xx])"),
+    "bank_cards": re.compile(
+        r"(?<![0-9])(?:[2-6][0-9]{12,18}(?![0-9])"
+        r"|[2-6][0-9]{3}([ -])[0-9]{4}(?:\1[0-9]{4}){1,2}"
+        r"(?:\1[0-9]{1,4})?(?:\1[0-9]{1,3})?(?![0-9])"
+        r"|3[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5}(?![0-9]))"
+    ),
     "ip_addresses": re.compile(
-        r"(?<![0-9.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]|\.[0-9])"
-        r"|(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![0-9A-Fa-f:])"
+        r"(?:(?<![0-9A-Za-z:.])|(?<=[G-Zg-z]:))(?:[0-9A-Fa-f]{0,4}:){2,7}"
+        r"(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9A-Fa-f]{0,4})(?![0-9A-Za-z])"
+        r"|(?<![0-9.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]|\.[0-9])"
     ),
     "phones": re.compile(
-        r"(?<![0-9+])(?:(?:\+|00)?86[ -]?)?1[3-9][0-9][ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9])"
-        r"|(?<![0-9-])0[1-9][0-9]{1,2}-[2-9][0-9]{6,7}(?![0-9])"
-        r"|(?<![0-9+])\+[1-9](?:[ ()-]{0,2}[0-9]){6,14}(?![0-9])"
+        r"(?<![0-9+])(?<![0-9]\.)(?:(?:\+|00)?86[ -]?)?"
+        r"1[3-9][0-9][ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9])"
+        r"|(?<![0-9-])(?:0[1-9][0-9]{1,2}-|\(0[1-9][0-9]{1,2}\) ?)[2-9][0-9]{6,7}(?![0-9])"
+        r"|(?<![0-9+])\+[1-9](?:[ ()-]{0,2}[0-9]){7,14}(?![0-9])"
     ),
 }
 
@@ -71,26 +78,35 @@ def valid_identity_number(number: str) -> bool:
     return "10X98765432"[total % 11] == number[17].upper()
 
 
-def _valid_card(match: str) -> bool:
-    digits = re.sub(r"[ -]", "", match)
-    return 13 <= len(digits) <= 19 and luhn(digits)
+def _card_length(match: str) -> int:
+    """Return how much of a match is a card: an expiry date or a code may follow the number."""
+    ends = [len(match), *(m.start() for m in re.finditer(r"[ -]", match))]
+    for end in sorted(ends, reverse=True):
+        digits = re.sub(r"[ -]", "", match[:end])
+        if 13 <= len(digits) <= 19 and luhn(digits):
+            return end
+    return 0
 
 
-def _valid_ip(match: str) -> bool:
-    # "::" and times such as 12:30:45 look like IPv6; an address is longer, or has all its parts.
-    if ":" in match and ((match.count(":") < 7 and "::" not in match) or len(match) < 4):
-        return False
-    try:
-        ip_address(match)
-    except ValueError:
-        return False
-    return True
+def _address_length(match: str) -> int:
+    """Return how much of a match is an IP address: a colon may follow it."""
+    for end in (len(match), len(match) - 1):
+        text = match[:end]
+        # "::" and times such as 12:30:45 are no addresses that anybody writes.
+        if ":" in text and ((text.count(":") < 7 and "::" not in text) or len(text) < 4):
+            continue
+        try:
+            ip_address(text)
+        except ValueError:
+            continue
+        return end
+    return 0
 
 
-_VALID: dict[str, Callable[[str], bool]] = {
-    "identity_numbers": valid_identity_number,
-    "bank_cards": _valid_card,
-    "ip_addresses": _valid_ip,
+_LENGTH: dict[str, Callable[[str], int]] = {
+    "identity_numbers": lambda match: len(match) * valid_identity_number(match),
+    "bank_cards": _card_length,
+    "ip_addresses": _address_length,
 }
 
 
@@ -110,16 +126,24 @@ def redact(text: str, kinds: Iterable[str] = KINDS) -> tuple[str, dict[str, int]
     counts : dict of str to int
         How many of each kind were replaced; kinds that were not found are absent.
     """
-    wanted = set(kinds)
+    wanted = [kind for kind in KINDS if kind in set(kinds)]
     counts: dict[str, int] = {}
-    for kind in (kind for kind in KINDS if kind in wanted):
-        valid = _VALID.get(kind)
+    while True:
+        before = text
+        for kind in wanted:
+            text = _redact_kind(text, kind, counts)
+        if text == before:  # what was glued to one item is found once that is gone
+            return text, counts
 
-        def replace(match: re.Match[str], kind: str = kind, valid: object = valid) -> str:
-            if callable(valid) and not valid(match[0]):
-                return match[0]
-            counts[kind] = counts.get(kind, 0) + 1
-            return PLACEHOLDERS[kind]
 
-        text = _PATTERNS[kind].sub(replace, text)
-    return text, counts
+def _redact_kind(text: str, kind: str, counts: dict[str, int]) -> str:
+    length = _LENGTH.get(kind, len)
+
+    def replace(match: re.Match[str]) -> str:
+        size = length(match[0])
+        if size == 0:
+            return match[0]
+        counts[kind] = counts.get(kind, 0) + 1
+        return PLACEHOLDERS[kind] + match[0][size:]
+
+    return _PATTERNS[kind].sub(replace, text)

@@ -10,9 +10,8 @@ import csv
 import glob
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danlu.data.encoding import detect, open_text
-from danlu.errors import DataError, InputError
+from danlu.data.encoding import REPLACEMENT, detect, open_text
+from danlu.data.privacy import KINDS
+from danlu.data.sql import digest_query, query
+from danlu.errors import DataError
 from danlu.recipe import Source
 
 SCHEMA = pa.schema(
@@ -36,11 +37,15 @@ SCHEMA = pa.schema(
         "group": pa.string(),
         "time": pa.string(),
         "reason": pa.string(),
+        "as_read": pa.int64(),
+        **dict.fromkeys(KINDS, pa.int64()),
     }
 )
-"""A row as it was read. `row` counts from 1; `reason` says why it cannot be used."""
+"""A row on disk. `row` counts from 1; `reason` says why it cannot be used; `as_read` hashes the
+text as it was, which is never written raw; the rest count what was redacted from it."""
 
 _SHARD_ROWS = 50_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SUFFIXES = {
     "txt": (".txt", ".text"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -114,7 +119,7 @@ def open_source(source: Source) -> list[File]:
         If nothing is there, or the format cannot be told.
     """
     if source.format == "sql":
-        return [File(source, None, source.name or "sql", "sql", None, _digest_query(source))]
+        return [File(source, None, source.name or "sql", "sql", None, digest_query(source))]
     files = []
     for path in _paths(source):
         kind = source.format or _format_of(path)
@@ -181,7 +186,12 @@ def _known() -> str:
     return "known: " + " ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 
 
-def ingest(files: list[File], columns: Columns, folder: Path) -> list[dict[str, Any]]:
+def ingest(
+    files: list[File],
+    columns: Columns,
+    folder: Path,
+    refine: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> list[dict[str, Any]]:
     """Copy the needed columns of all files into Parquet shards with provenance.
 
     Parameters
@@ -190,6 +200,8 @@ def ingest(files: list[File], columns: Columns, folder: Path) -> list[dict[str, 
     columns : Columns
     folder : Path
         Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard.
+    refine : callable
+        Cleans and redacts a row before it is written.
 
     Returns
     -------
@@ -216,7 +228,8 @@ def ingest(files: list[File], columns: Columns, folder: Path) -> list[dict[str, 
     for file in files:
         before = rows
         for row in _read(file, columns):
-            shard.append({"id": rows, "source": file.source.name, "file": file.name, **row})
+            place = {"id": rows, "source": file.source.name, "file": file.name}
+            shard.append(refine({**place, **row}))
             rows += 1
             if len(shard) == _SHARD_ROWS:
                 flush()
@@ -266,7 +279,10 @@ def _text(value: Any) -> str | None:
     """Return a cell as text; None where it is missing."""
     if value is None or value == "" or value != value:  # NaN differs from itself
         return None
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    if isinstance(value, (dict, list, bool)):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    # Half a surrogate pair is no character; it is marked as broken bytes are.
+    return _SURROGATE.sub(REPLACEMENT, str(value))
 
 
 Rows = Iterator[tuple[int, "dict[str, Any] | str"]]
@@ -296,36 +312,35 @@ def _read_jsonl(file: File, wanted: dict[str, str]) -> Rows:
     assert file.path is not None
     assert file.encoding is not None
     with open_text(file.path, file.encoding) as lines:
-        first = lines.read(1)
+        first = next((line for line in lines if line.strip()), "")
         lines.seek(0)
-        if first == "[":  # one array rather than a line each
+        if first.lstrip().startswith("["):  # one array rather than a line each
             yield from _read_json_array(file, lines.read(), wanted)
             return
-        checked = False
+        seen: set[str] = set()
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number, "not valid JSON"
                 continue
-            if not isinstance(record, dict):
-                yield number, "not a JSON object"
-                continue
-            if not checked:
-                _check_columns(list(record), wanted, file)
-                checked = True
-            yield number, record
+            if isinstance(record, dict):
+                seen |= record.keys()
+            yield number, record if isinstance(record, dict) else "not a JSON object"
+        # A record may lack a key; a key that every record lacks is a mistake in the recipe.
+        if seen:
+            _check_columns(sorted(seen), wanted, file)
 
 
 def _read_json_array(file: File, text: str, wanted: dict[str, str]) -> Rows:
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=str(file.path)) from None
-    if records and isinstance(records[0], dict):
-        _check_columns(list(records[0]), wanted, file)
+    if seen := {key for record in records if isinstance(record, dict) for key in record}:
+        _check_columns(sorted(seen), wanted, file)
     for number, record in enumerate(records, 1):
         yield number, record if isinstance(record, dict) else "not a JSON object"
 
@@ -339,6 +354,8 @@ def _read_csv(file: File, wanted: dict[str, str]) -> Rows:
         if header is None:
             return
         _check_columns(header, wanted, file)
+        if twice := {name for name in wanted.values() if header.count(name) > 1}:
+            raise DataError(f"two columns are called {twice.pop()!r}", where=str(file.path))
         number = 0
         while True:
             number += 1
@@ -372,58 +389,7 @@ def _read_parquet(file: File, wanted: dict[str, str]) -> Rows:
 
 
 def _read_sql(file: File, wanted: dict[str, str]) -> Rows:
-    for number, row in enumerate(_query(file.source), 1):
+    for number, row in enumerate(query(file.source), 1):
         if number == 1:
             _check_columns(list(row), wanted, file)
         yield number, row
-
-
-def _digest_query(source: Source) -> str:
-    """Hash a query's answer: a database has no fingerprint but its rows."""
-    total = hashlib.sha256()
-    for row in _query(source):
-        total.update(json.dumps(row, default=str, ensure_ascii=False).encode())
-    return total.hexdigest()
-
-
-def _query(source: Source) -> Iterator[dict[str, Any]]:
-    """Stream a query's rows through SQLAlchemy."""
-    import sqlalchemy
-    from sqlalchemy.exc import SQLAlchemyError
-
-    url = expand_environment(source.path)
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise DataError("there is no such database", where=source.path)
-    assert source.query is not None
-    try:
-        engine = sqlalchemy.create_engine(url)
-        with engine.connect().execution_options(stream_results=True) as connection:
-            for row in connection.execute(sqlalchemy.text(source.query)).mappings():
-                yield dict(row)
-    except (SQLAlchemyError, ImportError) as error:
-        # The URL may hold a secret from the environment: only the recipe's own text is shown.
-        raise DataError(
-            f"the database refused: {str(error).splitlines()[0]}",
-            where=source.path,
-            mend="check the URL, the query and the driver (pip install 'danlu[sql]')",
-        ) from None
-
-
-def expand_environment(text: str) -> str:
-    """Replace ``${NAME}`` by the environment's value.
-
-    Raises
-    ------
-    InputError
-        If a variable is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ:
-            raise InputError(
-                f"the environment variable {name} is not set", where=text, mend=f"export {name}=…"
-            )
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", value, text)

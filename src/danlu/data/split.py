@@ -55,7 +55,7 @@ def by_cluster(
     return assigned[index]
 
 
-def by_time(time: NDArray[np.str_], test: float, validation: float) -> NDArray[np.str_]:
+def by_time(time: NDArray[np.float64], test: float, validation: float) -> NDArray[np.str_]:
     """Assign the earliest rows to training and the latest to the test.
 
     Rows of one instant stay together, so no split is cut through a moment.

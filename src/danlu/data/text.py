@@ -93,6 +93,12 @@ class Encoder:
             documents.append(np.asarray(ids[: self.max_length], np.int32))
         return documents, np.asarray(lengths, np.int64)
 
+    def bytes_of(self, ids: NDArray[np.int32]) -> int:
+        """Return how many bytes of text the ids hold; special tokens hold none."""
+        # In the byte-level alphabet a token has one letter for each byte.
+        tokens = (self.tokenizer.id_to_token(i) or "" for i in ids.tolist() if i >= NUM_SPECIAL)
+        return sum(map(len, tokens))
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the readable text of each id, for people to look at.
 

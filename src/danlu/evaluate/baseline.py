@@ -17,6 +17,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from danlu.recipe.sections import Baseline
 
 _SPACED = re.compile(r"\s")
+_WORD = re.compile(r"(?u)\b\w+\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,13 @@ def fit(
     """
     trivial = _trivial(truth["train"], len(texts["test"]), task)
     unit, lengths = analyzer(texts["train"], settings.analyzer)
+    if unit == "word" and not any(map(_WORD.search, texts["train"])):
+        unit, lengths = "char", (1, 3)  # texts of signs alone hold no word
     # Rare n-grams only add noise, except where the whole corpus is small.
     rare = 2 if len(texts["train"]) >= 1000 else 1
     vectorizer = TfidfVectorizer(
         analyzer=unit, ngram_range=lengths, min_df=rare, sublinear_tf=True,
-        token_pattern=r"(?u)\b\w+\b" if unit == "word" else None,
+        token_pattern=_WORD.pattern if unit == "word" else None,
     )  # fmt: skip
     features = {"train": vectorizer.fit_transform(texts["train"])}
     features |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
@@ -93,6 +96,7 @@ def fit(
         model = _linear(task, strength, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # judged by its score below
+            warnings.filterwarnings("ignore", "Label .* is present in all training examples")
             model.fit(features["train"], truth["train"])
         score = _validation_score(model, features["validation"], truth["validation"], task)
         if best is None or score > best[0]:

@@ -63,6 +63,11 @@ def class_metrics(truth: NDArray[np.int64], probability: Floats) -> dict[str, fl
     truth : NDArray of int64, shape (n,)
     probability : NDArray of float64, shape (n, C)
         With two classes the second one is the positive.
+
+    Notes
+    -----
+    Macro averages are over the classes that occur. The Brier score sums over
+    the classes (Brier, 1950), so with two it is twice the one-sided form.
     """
     n, num_classes = probability.shape
     chosen = probability.argmax(axis=1)
@@ -71,18 +76,19 @@ def class_metrics(truth: NDArray[np.int64], probability: Floats) -> dict[str, fl
     hits: Floats = np.diag(confusion)
     actual: Floats = confusion.sum(1)
     predicted: Floats = confusion.sum(0)
+    occurs = (actual + predicted) > 0
     of_truth = np.clip(probability[np.arange(n), truth], 1e-15, 1.0)
     one_hot = np.eye(num_classes)[truth]
     found = {
         "accuracy": float(hits.sum() / n),
-        "precision_macro": float(_ratio(hits, predicted).mean()),
-        "recall_macro": float(_ratio(hits, actual).mean()),
-        "f1_macro": float(f1(hits, predicted, actual).mean()),
+        "precision_macro": _macro(_ratio(hits, predicted), occurs),
+        "recall_macro": _macro(_ratio(hits, actual), occurs),
+        "f1_macro": _macro(f1(hits, predicted, actual), occurs),
         "log_loss": float(-np.log(of_truth).mean()),
         "brier": float(((probability - one_hot) ** 2).sum(1).mean()),
         "ece": expected_calibration_error(probability.max(axis=1), chosen == truth),
     }
-    found |= _ranking(one_hot, probability)
+    found |= _ranking(one_hot, probability, binary=num_classes == 2)
     for number in range(num_classes):
         found[f"precision[{number}]"] = float(_ratio(hits, predicted)[number])
         found[f"recall[{number}]"] = float(_ratio(hits, actual)[number])
@@ -99,6 +105,7 @@ def label_metrics(truth: NDArray[np.bool_], probability: Floats) -> dict[str, fl
     hits: Floats = (chosen & truth).sum(0).astype(float)
     predicted: Floats = chosen.sum(0).astype(float)
     actual: Floats = truth.sum(0).astype(float)
+    occurs = (actual + predicted) > 0
     clipped = np.clip(probability, 1e-15, 1 - 1e-15)
     loss = -np.where(truth, np.log(clipped), np.log1p(-clipped)).mean()
     everything = f1(
@@ -106,14 +113,14 @@ def label_metrics(truth: NDArray[np.bool_], probability: Floats) -> dict[str, fl
     )
     found = {
         "accuracy": float((chosen == truth).all(1).mean()),
-        "precision_macro": float(_ratio(hits, predicted).mean()),
-        "recall_macro": float(_ratio(hits, actual).mean()),
-        "f1_macro": float(f1(hits, predicted, actual).mean()),
+        "precision_macro": _macro(_ratio(hits, predicted), occurs),
+        "recall_macro": _macro(_ratio(hits, actual), occurs),
+        "f1_macro": _macro(f1(hits, predicted, actual), occurs),
         "f1_micro": float(everything[0]),
         "log_loss": float(loss),
         "brier": float(((probability - truth) ** 2).mean()),
     }
-    return found | _ranking(truth.astype(float), probability)
+    return found | _ranking(truth.astype(float), probability, binary=False)
 
 
 def value_metrics(truth: Floats, value: Floats) -> dict[str, float]:
@@ -132,18 +139,22 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
     return out
 
 
-def _ranking(truth: Floats, probability: Floats) -> dict[str, float]:
-    """Return areas under the ROC and precision-recall curves: macro over classes, or binary."""
-    both = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
-    if len(both) < truth.shape[1]:
+def _ranking(truth: Floats, probability: Floats, binary: bool) -> dict[str, float]:
+    """Return areas under the ROC and precision-recall curves: the positive's, or macro."""
+    if not ((truth.sum(0) > 0) & (truth.sum(0) < len(truth))).all():
         return {"roc_auc": float("nan"), "pr_auc": float("nan")}
-    columns = both[1:] if truth.shape[1] == 2 and (truth.sum(1) == 1).all() else both
+    columns = [1] if binary else range(truth.shape[1])
     return {
         "roc_auc": float(np.mean([roc_auc_score(truth[:, c], probability[:, c]) for c in columns])),
         "pr_auc": float(
             np.mean([average_precision_score(truth[:, c], probability[:, c]) for c in columns])
         ),
     }
+
+
+def _macro(values: Floats, occurs: NDArray[np.bool_]) -> float:
+    """Return the mean over the classes that occur, in truth or in answers."""
+    return float(values[occurs].mean()) if occurs.any() else float("nan")
 
 
 _FUNCTIONS: dict[str, Callable[[NDArray[Any], Floats], dict[str, float]]] = {
@@ -185,16 +196,24 @@ def measure(
     for one in scored:
         function = _FUNCTIONS[task]
         values = function(one.truth, one.answer)
-        draws = [function(one.truth[r], one.answer[r]) for r in bootstrap.rows]
-        resampled[one.model] = {name: np.asarray([draw[name] for draw in draws]) for name in values}
+        each = [function(one.truth[r], one.answer[r]) for r in bootstrap.rows]
+        resampled[one.model] = {name: np.asarray([draw[name] for draw in each]) for name in values}
         for name, value in values.items():
             if not np.isfinite(value):
                 continue  # undefined on this split, and so not printed as measured
-            low, high, how, n = *bootstrap.interval(resampled[one.model][name]), "", len(one.truth)
+            draws = resampled[one.model][name]
+            if name == "ece":
+                # A resample's ECE is biased upwards (its bins are noisier than the sample's),
+                # so the draws are moved back to the value before their quantiles are taken.
+                draws = np.clip(draws - draws.mean() + value, 0.0, None)
+            low, high, how, n = *bootstrap.interval(draws), "", len(one.truth)
             if exact := _rate_counts(one, task, name):
+                if exact[1] == 0:
+                    continue  # a rate of nothing was not measured
                 (low, high), how, n = wilson(*exact), WILSON, exact[1]
             elif low is not None:
                 how = bootstrap_name(bootstrap.resamples)
+                how += ", corrected for bias" if name == "ece" else ""
             title = _named(name, names)
             unit = _UNITS.get(name, "share")
             rows.append(
@@ -243,54 +262,42 @@ def differences(
                 continue
             draws = resampled[model][metric] - resampled[other][metric]
             low, high = Bootstrap.interval(draws)
+            how = bootstrap_name(resamples, paired=True) if low is not None else ""
+            name, gap = f"{metric} - {other}", mine.value - theirs.value
             found.append(
-                Metric(
-                    "evaluate", model, mine.split, f"{metric} - {other}",
-                    mine.value - theirs.value, low, high, mine.n, mine.unit,
-                    bootstrap_name(resamples, paired=True),
-                )
-            )  # fmt: skip
+                Metric("evaluate", model, mine.split, name, gap, low, high, mine.n, mine.unit, how)
+            )
     return found
 
 
-def slices(scored: Scored, task: str, groups: dict[str, NDArray[np.bool_]]) -> list[Metric]:
+def slices(
+    scored: Scored,
+    task: str,
+    groups: dict[str, NDArray[np.bool_]],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Metric]:
     """Return the accuracy (or MAE) on parts of the split, named in the split's column."""
     rows = []
     for name, inside in groups.items():
         n = int(inside.sum())
         if n == 0:
             continue
-        part = Scored(
-            scored.model, f"{scored.split}[{name}]", scored.truth[inside], scored.answer[inside]
-        )
+        split = f"{scored.split}[{name}]"
+        part = Scored(scored.model, split, scored.truth[inside], scored.answer[inside])
         if task == "regress":
+            bootstrap = Bootstrap(n, resamples, seed)
             error = np.abs(part.answer - part.truth)
-            half = 1.96 * float(error.std(ddof=1)) / n**0.5 if n > 1 else None
-            mean = float(error.mean())
-            low, high = (None, None) if half is None else (mean - half, mean + half)
-            how = "normal approximation, 95%" if half is not None else ""
-            rows.append(
-                Metric("evaluate", part.model, part.split, "mae", mean, low, high, n, "label", how)
-            )
+            draws = np.asarray([error[drawn].mean() for drawn in bootstrap.rows])
+            low, high = bootstrap.interval(draws) if n > 1 else (None, None)
+            how = bootstrap_name(resamples) if n > 1 else ""
+            metric, value, unit = "mae", float(error.mean()), "label"
         else:
             counts = _rate_counts(part, task, "accuracy")
             assert counts is not None
-            low, high = wilson(*counts)
-            rate = counts[0] / n
-            rows.append(
-                Metric(
-                    "evaluate",
-                    part.model,
-                    part.split,
-                    "accuracy",
-                    rate,
-                    low,
-                    high,
-                    n,
-                    "share",
-                    WILSON,
-                )
-            )
+            (low, high), how = wilson(*counts), WILSON
+            metric, value, unit = "accuracy", counts[0] / n, "share"
+        rows.append(Metric("evaluate", part.model, split, metric, value, low, high, n, unit, how))
     return rows
 
 

@@ -20,7 +20,7 @@ def measure(
     model: nn.Module,
     batches: Sequence[Batch],
     train_ids: NDArray[np.int32],
-    texts: Sequence[str],
+    seen_bytes: NDArray[np.int64],
     name: str,
     objective: str,
     vocab_size: int,
@@ -38,8 +38,8 @@ def measure(
         With targets; together they hold every document once.
     train_ids : NDArray of int32
         The training split's tokens, from which the unigram baseline counts.
-    texts : sequence of str
-        The documents' texts, for their bytes.
+    seen_bytes : NDArray of int64, shape (n,)
+        Bytes of each document that its tokens hold: those cut off are not foretold.
     name, objective : str
     vocab_size : int
     device : torch.device
@@ -49,13 +49,12 @@ def measure(
     Returns
     -------
     list of Metric
-        The unigram model uses add-one smoothing. Bits per byte count only the
-        documents' tokens that the model saw, over all their bytes when none is cut.
+        The unigram model uses add-one smoothing.
     """
     model.eval()
     counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
     unigram = -np.log(counts / counts.sum())
-    n = len(texts)
+    n = len(seen_bytes)
     sums = {"own": np.zeros(n), "unigram": np.zeros(n), "right": np.zeros(n), "count": np.zeros(n)}
     for batch in batches:
         assert batch.weight_BT is not None
@@ -72,11 +71,11 @@ def measure(
         np.add.at(sums["count"], rows, 1.0)
     bootstrap = Bootstrap(n, resamples, seed)
     total = int(sums["count"].sum())
-    size = np.asarray([len(text.encode()) for text in texts], float)
+    size = seen_bytes.astype(np.float64)
     rows_out = []
 
     def add(
-        model_name: str,
+        who: str,
         metric: str,
         part: NDArray[np.float64],
         whole: NDArray[np.float64],
@@ -88,21 +87,9 @@ def measure(
             return float(np.exp(ratio)) if power else ratio
 
         low, high = bootstrap.interval(bootstrap.values(value))
-        how = bootstrap_name(resamples) + ", over documents"
-        rows_out.append(
-            Metric(
-                "evaluate",
-                model_name,
-                "test",
-                metric,
-                value(slice(None)),
-                low,
-                high,
-                total,
-                unit,
-                how,
-            )
-        )
+        how = f"{bootstrap_name(resamples)}, over documents" if low is not None else ""
+        found = value(slice(None))
+        rows_out.append(Metric("evaluate", who, "test", metric, found, low, high, total, unit, how))
 
     kind = "masked" if objective == "masked" else "next"
     for who, part in ((name, sums["own"]), ("unigram", sums["unigram"])):

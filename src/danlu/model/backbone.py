@@ -57,6 +57,10 @@ class BackboneConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        sizes = "vocab_size num_layers dim num_heads num_kv_heads head_dim hidden_dim"
+        for name in sizes.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"

@@ -22,6 +22,9 @@ from danlu.recipe.sections import Recipe, Section, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
 
+RESERVED = frozenset({"majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge"})
+"""Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
+
 _ENDINGS = {
     ".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
@@ -115,6 +118,8 @@ def validate(content: dict[str, Any], source: str) -> Recipe:
         problems = [
             (".".join(map(str, item["loc"])), _explain(item["loc"], item["type"], item["msg"]))
             for item in error.errors(include_url=False)
+            # A tuple whose only item is wrong is also told to be too short; once is enough.
+            if item["type"] != "too_short" or not item["input"]
         ]
         raise RecipeError(problems, source) from None
     if problems := _contradictions(recipe):
@@ -147,36 +152,66 @@ def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
 
 def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """Return what no single key shows to be wrong."""
-    problems = []
-    data, split = recipe.data, recipe.data.split
+    data, split, objective = recipe.data, recipe.data.split, recipe.pretrain.objective
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
-    if data.task != "pretrain" and not labelled:
-        problems.append(
-            (
-                "data.label",
-                f"task {data.task!r} needs a label: name its column, or label every source",
-            )
-        )
-    if data.task == "regress" and data.label is None:
-        problems.append(("data.label", "task 'regress' needs the column that holds the value"))
-    if data.label_separator is not None and data.task != "classify":
-        problems.append(("data.label_separator", "only task 'classify' has several labels"))
-    if split.test + split.validation >= 1:
-        problems.append(("data.split", "test and validation leave nothing to train on"))
-    if split.test == 0:
-        problems.append(("data.split.test", "0 leaves nothing to measure the model on; try 0.2"))
-    if split.validation == 0:
-        problems.append(
-            ("data.split.validation", "0 leaves nothing to choose checkpoints on; try 0.1")
-        )
-    if data.task == "pretrain" and recipe.pretrain.objective == "none":
-        problems.append(
-            ("pretrain.objective", "task 'pretrain' needs an objective: masked or causal")
-        )
-    if recipe.pretrain.objective == "masked" and recipe.model.causal:
-        problems.append(("model.causal", "a masked objective needs a model that sees both sides"))
-    if recipe.pretrain.objective == "causal" and recipe.model.causal is False:
-        problems.append(("model.causal", "a causal objective needs a causal model"))
+    rules = [
+        (
+            data.task != "pretrain" and not labelled,
+            "data.label",
+            f"task {data.task!r} needs a label: name its column, or label every source",
+        ),
+        (
+            data.task == "regress" and data.label is None,
+            "data.label",
+            "task 'regress' needs the column that holds the value",
+        ),
+        (
+            data.clean.exact_duplicates == "keep" and data.clean.near_duplicates == "drop",
+            "data.clean.near_duplicates",
+            "must be 'keep' where exact duplicates are kept",
+        ),
+        (
+            recipe.name in RESERVED,
+            "name",
+            f"{recipe.name!r} is a baseline's name; choose another",
+        ),
+        (
+            data.label_separator is not None and data.task != "classify",
+            "data.label_separator",
+            "only task 'classify' has several labels",
+        ),
+        (
+            split.test + split.validation >= 1,
+            "data.split",
+            "test and validation leave nothing to train on",
+        ),
+        (
+            split.test == 0,
+            "data.split.test",
+            "0 leaves nothing to measure the model on; try 0.2",
+        ),
+        (
+            split.validation == 0,
+            "data.split.validation",
+            "0 leaves nothing to choose checkpoints on; try 0.1",
+        ),
+        (
+            data.task == "pretrain" and objective == "none",
+            "pretrain.objective",
+            "task 'pretrain' needs an objective: masked or causal",
+        ),
+        (
+            objective == "masked" and recipe.model.causal is True,
+            "model.causal",
+            "a masked objective needs a model that sees both sides",
+        ),
+        (
+            objective == "causal" and recipe.model.causal is False,
+            "model.causal",
+            "a causal objective needs a causal model",
+        ),
+    ]
+    problems = [(path, text) for broken, path, text in rules if broken]
     for number, source in enumerate(data.sources):
         if (source.query is not None) != ("://" in source.path):
             problems.append(
@@ -243,13 +278,13 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         recipe.pretrain,
         "pretrain",
         batch_size=(32, "32 documents"),
-        learning_rate=(float(f"{1e-3 * narrow:.3g}"), "1e-3 × sqrt(256 / width)"),
+        learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
     )
     updates["finetune"] = derive(
         recipe.finetune,
         "finetune",
         batch_size=(32, "32 documents"),
-        learning_rate=(float(f"{5e-4 * narrow:.3g}"), "5e-4 × sqrt(256 / width)"),
+        learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
     )
     sources = tuple(
         derive(

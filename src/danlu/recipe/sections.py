@@ -6,6 +6,7 @@ from the rest of the recipe and writes it down.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -15,7 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 GATE_PATTERN = (
-    r"^\s*(?P<split>test|validation)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
+    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
     r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
 """A condition of the gate; a bound before ``- baseline`` is the difference's own."""
@@ -48,9 +49,12 @@ class Source(Section):
     @field_validator("path")
     @classmethod
     def _no_password(cls, path: str) -> str:
-        scheme, _, rest = path.partition("://")
-        user = rest.split("@")[0] if "@" in rest else ""
-        if "://" in path and ":" in user and not user.split(":", 1)[1].startswith("${"):
+        scheme, is_url, rest = path.partition("://")
+        where, _, query = rest.partition("?")
+        user = where.rpartition("@")[0]
+        found = [user.partition(":")[2]] if ":" in user else []
+        found += re.findall(r"(?:^|&)(?:password|passwd|pwd)=([^&]*)", query, re.IGNORECASE)
+        if is_url and not all(re.fullmatch(r"\$\{\w+\}", secret) for secret in found):
             raise ValueError(
                 "the URL holds a password, and recipes are saved with every run; "
                 f"put it in an environment variable: {scheme}://USER:${{DB_PASSWORD}}@…"
@@ -183,7 +187,7 @@ class Training(Section):
     """Documents in one step of the optimiser."""
     accumulate: Positive = 1
     """Parts that a batch is computed in, to save memory; the result is the same."""
-    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "muon"
     """`muon` is for the matrices of the layers; AdamW takes the rest."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate."""
@@ -201,6 +205,8 @@ class Training(Section):
     """Largest gradient norm; 0 clips nothing."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 where the processor computes in it."""
+    average: Fraction = 0.0
+    """Decay of the moving average of the weights that is validated and kept; 0 keeps the last."""
     patience: Count = 0
     """Stop after so many evaluations without a better one; 0 never stops early."""
     checkpoint_every: Count = 0
@@ -225,6 +231,8 @@ class Pretrain(Training):
 class Finetune(Training):
     """Supervised learning from the labels."""
 
+    average: Fraction = 0.99
+    """Decay of the moving average of the weights that is validated and kept; 0 keeps the last."""
     dropout: Fraction = 0.1
     """Before the output layer."""
     mask_probability: Fraction = 0.0

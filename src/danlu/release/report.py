@@ -44,10 +44,11 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     rows = [Metric(**row) for row in by_name["evaluate"].json("metrics.json")]
     strongest = _strongest(recipe, rows)
     verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
-    headline = _headline(recipe, rows, strongest)
+    headline, beaten = _headline(recipe, rows, strongest)
     rows = _data_rows(by_name, recipe) + rows + _cost_rows(artifacts, recipe)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
-    facts = _facts(recipe, by_name, rows, verdicts, headline, strongest)
+    facts = _facts(recipe, by_name, rows, verdicts, strongest)
+    facts |= {"headline": headline, "beaten": beaten}
     pages = Environment(
         loader=PackageLoader("danlu.release"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -102,12 +103,12 @@ def _find(rows: list[Metric], model: str, metric: str) -> Metric | None:
     return next((row for row in rows if (row.model, row.split, row.metric) == wanted), None)
 
 
-def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> str:
-    """Say in one line what was reached, and whether the baseline was beaten."""
+def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tuple[str, bool]:
+    """Say in one line what was reached; return it, and whether the baseline was beaten."""
     metric = HEADLINE[recipe.data.kind]
     own = _find(rows, recipe.name, metric)
     if own is None:
-        return f"{recipe.name}: {metric} could not be measured."
+        return f"{recipe.name}: {metric} could not be measured.", False
     what = metric.replace("_", " ")
     line = (
         f"{recipe.name}: {what} {figure(own.value, own.unit)} "
@@ -116,20 +117,20 @@ def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> str:
     )
     difference = _find(rows, recipe.name, f"{metric} - {strongest}")
     if difference is None or difference.low is None or difference.high is None:
-        return f"{line}; not compared with a baseline."
-    better = -1 if metric in _LOWER else 1
-    low, high = sorted((better * difference.low, better * difference.high))
+        return f"{line}; not compared with a baseline.", False
+    low, high = difference.low, difference.high
     gap = (
-        f"{100 * difference.value:+.1f} points "
-        f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        f"{100 * difference.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
         if own.unit == "share"
-        else f"{difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+        else f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]"
     )
+    if metric in _LOWER:
+        low, high = -high, -low
     if low > 0:
-        return f"{line}; it beats {strongest} by {gap}."
+        return f"{line}; it beats {strongest} by {gap}.", True
     if high < 0:
-        return f"{line}; IT IS WORSE THAN {strongest}: {gap}."
-    return f"{line}; NOT SHOWN TO BEAT {strongest}: {gap}, and the interval holds 0."
+        return f"{line}; IT IS WORSE THAN {strongest}: {gap}.", False
+    return f"{line}; NOT SHOWN TO BEAT {strongest}: {gap}, and the interval holds 0.", False
 
 
 def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
@@ -188,7 +189,6 @@ def _facts(
     by_name: dict[str, Artifact],
     rows: list[Metric],
     verdicts: list[Verdict],
-    headline: str,
     strongest: str | None,
 ) -> dict[str, Any]:
     """Return everything that the templates show."""
@@ -215,8 +215,6 @@ def _facts(
         "recipe": recipe,
         "recipe_toml": dump(recipe),
         "version": __version__,
-        "headline": headline,
-        "beaten": "NOT " not in headline and "WORSE" not in headline,
         "strongest": strongest,
         "verdicts": verdicts,
         "released": all(verdict.passed for verdict in verdicts),

@@ -15,7 +15,7 @@ from danlu.artifact import read_json
 from danlu.data.clean import scrub
 from danlu.data.load import in_order
 from danlu.data.text import Documents, Encoder
-from danlu.errors import ArtifactError, InputError
+from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities
 from danlu.model import heads
 from danlu.model.backbone import BackboneConfig
@@ -55,36 +55,55 @@ class Engine:
             If its files do not belong together.
         """
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            config = read_json(folder / "config.json")
-        except FileNotFoundError:
+        if not (folder / "config.json").is_file():
             raise InputError(
                 "there is no released model here",
                 where=str(folder),
                 mend="run the recipe; if its gate failed, the report says why",
-            ) from None
-        if config["head"] in ("masked", "causal"):
-            raise InputError(
-                "this model was only pre-trained; it has no labels to answer with",
-                where=str(folder),
-                mend='give the recipe labels and task = "classify" or "regress"',
             )
-        backbone = BackboneConfig(**config["backbone"])
-        model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
         try:
+            config = read_json(folder / "config.json")
+            if config["head"] in ("masked", "causal"):
+                raise InputError(
+                    "this model was only pre-trained; it has no labels to answer with",
+                    where=str(folder),
+                    mend='give the recipe labels and task = "classify" or "regress"',
+                )
+            backbone = BackboneConfig(**config["backbone"])
+            model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
             model.load_state_dict(load_file(folder / "model.safetensors"))
-        except RuntimeError as error:
+            path = tokenizer or folder / "tokenizer.json"
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no {path.name}")
+            encoder = Encoder.load(path, config["max_length"], backbone.causal)
+        except DanluError:
+            raise
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            told = " ".join(str(error).split())[:300]
             raise ArtifactError(
-                f"the weights do not fit the configuration: {error}", where=str(folder)
+                f"the model's files are damaged or do not fit together: {told}",
+                where=str(folder),
+                mend="delete the folder and run the recipe again",
             ) from None
-        encoder = Encoder.load(
-            tokenizer or folder / "tokenizer.json", config["max_length"], backbone.causal
-        )
+        if encoder.tokenizer.get_vocab_size() > backbone.vocab_size:
+            raise ArtifactError(
+                f"the tokenizer has {encoder.tokenizer.get_vocab_size()} tokens, the model knows "
+                f"{backbone.vocab_size}: they do not fit together",
+                where=str(folder),
+            )
         return cls(model.to(device).eval(), encoder, config, device)
 
+    @property
+    def name(self) -> str:
+        """The released model's name."""
+        return str(self.config.get("name", "model"))
+
+    def scrub(self, text: str) -> str:
+        """Clean and redact a text as training did; empty if nothing of it remains."""
+        return scrub(text, self.config["unicode"], self.config["redact"])[0]
+
     def _encode(self, texts: Sequence[str]) -> tuple[Documents, NDArray[np.int64]]:
-        form, kinds = self.config["unicode"], self.config["redact"]
-        documents, lengths = self.encoder([scrub(text, form, kinds)[0] for text in texts])
+        documents, lengths = self.encoder([self.scrub(text) for text in texts])
         return Documents.of(documents), lengths
 
     def _answers(self, documents: Documents, batch_size: int) -> NDArray[np.float64]:
@@ -96,6 +115,8 @@ class Engine:
 
     def answers(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float64]:
         """Return probabilities of shape (n, C), or values of shape (n,)."""
+        if not texts:
+            return np.empty((0,) if self.kind == "regress" else (0, len(self.classes)))
         return self._answers(self._encode(texts)[0], batch_size)
 
     def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[dict[str, Any]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from danlu.data.encoding import detect, open_text
 from danlu.errors import DataError, InputError
 from danlu.serve.engine import Engine
+
+Rows = list[dict[str, Any]]
 
 
 def predict_file(
@@ -24,16 +27,23 @@ def predict_file(
     ----------
     engine : Engine
     path : Path
-        JSONL, CSV, TSV or Parquet.
+        JSONL, CSV, TSV or Parquet; what stands in it is written back as it was.
     column : str
         Holds the text; a row without one gets empty answers.
     output : Path, optional
-        ``NAME.predicted.ENDING`` if not given.
+        ``NAME.predicted.ENDING`` if not given; of the same format as the input.
 
     Returns
     -------
     output : Path
     rows, truncated : int
+
+    Raises
+    ------
+    InputError
+        If there is no such file or format, or nothing may be written there.
+    DataError
+        If a row cannot be read or the columns do not fit.
     """
     if not path.is_file():
         raise InputError("there is no such file", where=str(path))
@@ -43,26 +53,39 @@ def predict_file(
     output = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
     if output.resolve() == path.resolve():
         raise InputError("the output would overwrite the input", where=str(output))
-    table = _READERS[ending](path)
-    if column not in table.column_names:
+    if output.suffix.lower() != ending:
+        raise InputError(f"the output is a {ending} file as the input is", where=str(output))
+    rows, names = _READERS[ending](path)
+    added = _columns(engine)
+    if column not in names:
+        there = ", ".join(map(repr, names))
         raise DataError(
-            f"no column {column!r}; there are: {', '.join(map(repr, table.column_names))}",
+            f"no column {column!r}; there are: {there}",
             where=str(path),
             mend="name it with --column",
         )
-    texts = [str(text) if text is not None else "" for text in table[column].to_pylist()]
-    given = [row for row, text in enumerate(texts) if text.strip()]
-    answers: list[dict[str, Any]] = [{} for _ in texts]
+    if both := sorted(set(added) & set(names)):
+        raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
+    texts = ["" if row.get(column) is None else str(row[column]) for row in rows]
+    given = [row for row, text in enumerate(texts) if engine.scrub(text)]
+    answers: Rows = [dict.fromkeys(added) for _ in texts]
     for row, answer in zip(given, engine.predict([texts[row] for row in given]), strict=True):
-        answers[row] = _flat(answer)
-    for name in dict.fromkeys(key for answer in answers for key in answer):
-        if name in table.column_names:
-            raise DataError(f"the file already has a column {name!r}", where=str(path))
-        table = table.append_column(name, pa.array([answer.get(name) for answer in answers]))
+        answers[row] |= _flat(answer)
     aside = output.with_name(f".{output.name}.new")
-    _write(table, aside, ending)
-    aside.replace(output)
-    return output, len(texts), sum(bool(answer.get("predicted_truncated")) for answer in answers)
+    try:
+        _WRITERS[ending](aside, path, rows, answers, [*names, *added])
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+    return output, len(texts), sum(bool(answer["predicted_truncated"]) for answer in answers)
+
+
+def _columns(engine: Engine) -> list[str]:
+    """Return the names of the columns that an answer adds."""
+    each = [f"probability_{name}" for name in engine.classes]
+    first = {"regress": ["value"], "multilabel": ["labels"]}
+    heads = first.get(engine.kind, ["label", "probability"])
+    return [*(f"predicted_{name}" for name in heads), *each, "predicted_truncated"]
 
 
 def _flat(answer: dict[str, Any]) -> dict[str, Any]:
@@ -78,43 +101,82 @@ def _flat(answer: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _read_jsonl(path: Path) -> pa.Table:
-    rows = []
+def _read_jsonl(path: Path) -> tuple[Rows, list[str]]:
+    rows: Rows = []
     with open_text(path, detect(path)) as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    raise DataError("not valid JSON", where=f"{path}:{number}") from None
-    return pa.Table.from_pylist(rows)
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError("not valid JSON", where=f"{path}:{number}") from None
+            if not isinstance(row, dict):
+                raise DataError("not a JSON object", where=f"{path}:{number}")
+            rows.append(row)
+    return rows, list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    encoding = detect(path).replace("utf-8-sig", "utf-8")  # Arrow skips the mark itself
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _read_csv(path: Path) -> tuple[Rows, list[str]]:
+    with open_text(path, detect(path)) as lines:
+        reader = csv.reader(lines, delimiter=_delimiter(path))
+        names = next(reader, [])
+        rows = []
+        for number, cells in enumerate(reader, 1):
+            if cells and len(cells) != len(names):
+                raise DataError(
+                    f"{len(cells)} cells where the header has {len(names)}",
+                    where=f"{path}, row {number}",
+                )
+            if cells:
+                rows.append(dict(zip(names, cells, strict=True)))
+    return rows, names
+
+
+def _read_parquet(path: Path) -> tuple[Rows, list[str]]:
     try:
-        return pyarrow.csv.read_csv(
-            path,
-            pyarrow.csv.ReadOptions(encoding=encoding),
-            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        )
+        table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise DataError(f"not valid CSV: {error}", where=str(path)) from None
+        raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
+    return table.to_pylist(), table.column_names
 
 
-_READERS = {
-    ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": pq.read_table,
-}  # fmt: skip
+def _write_jsonl(path: Path, _: Path, rows: Rows, answers: Rows, __: list[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row, answer in zip(rows, answers, strict=True):
+            file.write(json.dumps(row | answer, ensure_ascii=False) + "\n")
 
 
-def _write(table: pa.Table, path: Path, ending: str) -> None:
-    if ending == ".parquet":
-        pq.write_table(table, path)
-    elif ending == ".jsonl":
-        with path.open("w", encoding="utf-8") as file:
-            for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    else:
-        options = pyarrow.csv.WriteOptions(delimiter="\t" if ending == ".tsv" else ",")
-        pyarrow.csv.write_csv(table, path, options)
+def _write_csv(path: Path, source: Path, rows: Rows, answers: Rows, names: list[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, delimiter=_delimiter(source), lineterminator="\n")
+        writer.writeheader()
+        for row, answer in zip(rows, answers, strict=True):
+            # JSON's words for truth rather than Python's: other tools read this.
+            words = {k: str(v).lower() if isinstance(v, bool) else v for k, v in answer.items()}
+            writer.writerow(row | words)
+
+
+def _write_parquet(path: Path, source: Path, _: Rows, answers: Rows, __: list[str]) -> None:
+    table = pq.read_table(source)  # not the rows: they have lost their types
+    for name in answers[0] if answers else ():
+        table = table.append_column(name, pa.array([answer[name] for answer in answers]))
+    pq.write_table(table, path)
+
+
+_READERS: dict[str, Callable[[Path], tuple[Rows, list[str]]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+_WRITERS: dict[str, Callable[[Path, Path, Rows, Rows, list[str]], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".tsv": _write_csv,
+    ".parquet": _write_parquet,
+}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -24,6 +27,12 @@ MAX_BODY = 4 << 20
 """Largest request, in bytes."""
 MAX_TEXTS = 256
 """Most texts in one request."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""Names of this machine to itself."""
+
+
+_AT_ONCE = 2  # a prediction uses every core by itself; more at once only wait on each other
+_log = logging.getLogger(__name__)
 
 
 class _RefusedError(Exception):
@@ -34,8 +43,16 @@ class _RefusedError(Exception):
         self.status, self.reason = status, reason
 
 
-def application(engine: Engine) -> Starlette:
+def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     """Return the service of one model.
+
+    Parameters
+    ----------
+    engine : Engine
+    hosts : sequence of str
+        Names under which it may be asked for. A service for this machine alone
+        answers to no other, so that no web page can reach it by a name that
+        its owner has pointed here.
 
     Routes
     ------
@@ -49,29 +66,33 @@ def application(engine: Engine) -> Starlette:
     requests = Counter("danlu_requests", "Requests by status", ["status"], registry=registry)
     answered = Counter("danlu_texts", "Texts answered", registry=registry)
     seconds = Histogram("danlu_request_seconds", "Time to answer, in seconds", registry=registry)
+    at_once = CapacityLimiter(_AT_ONCE)
     page = files("danlu.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     async def predict(request: Request) -> Response:
         began = time.perf_counter()
         try:
             texts = _texts(await _body(request), engine)
-            predictions = await run_in_threadpool(engine.predict, texts)
-            response = JSONResponse({"model": engine.config["name"], "predictions": predictions})
+            predictions = await to_thread.run_sync(engine.predict, texts, limiter=at_once)
+            response = JSONResponse({"model": engine.name, "predictions": predictions})
             answered.inc(len(texts))
         except _RefusedError as refused:
             response = JSONResponse({"error": refused.reason}, refused.status)
+        except Exception as error:
+            _log.exception("a prediction failed")
+            response = JSONResponse({"error": f"the model failed: {type(error).__name__}"}, 500)
         requests.labels(str(response.status_code)).inc()
         seconds.observe(time.perf_counter() - began)
         return response
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok", "model": engine.config["name"], "danlu": __version__})
+        return JSONResponse({"status": "ok", "model": engine.name, "danlu": __version__})
 
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def index(_: Request) -> Response:
-        return HTMLResponse(page.replace("{{name}}", _escape(engine.config["name"])))
+        return HTMLResponse(page.replace("{{name}}", _escape(engine.name)))
 
     return Starlette(
         routes=[
@@ -79,13 +100,14 @@ def application(engine: Engine) -> Starlette:
             Route("/healthz", health),
             Route("/metrics", metrics),
             Route("/", index),
-        ]
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
     )
 
 
 async def _body(request: Request) -> Any:
     """Return a request's JSON, reading no more than is allowed."""
-    body = b""
+    body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
@@ -110,8 +132,6 @@ def _texts(content: Any, engine: Engine) -> list[str]:
         raise _RefusedError(422, f"send 1 to {MAX_TEXTS} texts, not {len(texts)}")
     limit = engine.config["max_chars"]
     for number, text in enumerate(texts):
-        if not text.strip():
-            raise _RefusedError(422, f"text {number} is empty")
         if len(text) > limit:
             raise _RefusedError(
                 422, f"text {number} has {len(text):,} characters; the limit is {limit:,}"
@@ -120,6 +140,8 @@ def _texts(content: Any, engine: Engine) -> list[str]:
             text.encode()
         except UnicodeEncodeError:
             raise _RefusedError(400, f"text {number} holds half a surrogate pair") from None
+        if not engine.scrub(text):
+            raise _RefusedError(422, f"text {number} is empty")
     return texts
 
 
@@ -138,9 +160,9 @@ def serve_forever(engine: Engine, host: str, port: int, ready: Callable[[str], N
     ready : callable
         Told the address once requests are taken.
     """
-    config = uvicorn.Config(
-        application(engine), host=host, port=port, log_level="warning", lifespan="off"
-    )
+    hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    service = application(engine, hosts)
+    config = uvicorn.Config(service, host=host, port=port, log_level="warning", lifespan="off")
     with config.bind_socket() as listener:
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address

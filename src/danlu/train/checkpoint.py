@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from danlu.artifact import digest_file, read_json, sync_tree, write_json
+from danlu.artifact import digest, digest_file, read_json, sync_entry, sync_tree, write_json
 
 _TENSORS, _RECORD = "state.safetensors", "state.json"
 
@@ -43,11 +43,16 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's tensors by name, each once even where two names share it."""
     seen: set[int] = set()
     found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in _named(model):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach()
     return found
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return a model's tensors under all their names, as the very objects that it holds."""
+    return list(model.state_dict(keep_vars=True).items())
 
 
 def unpack(
@@ -58,6 +63,10 @@ def unpack(
 ) -> None:
     """Put back what :func:`pack` took."""
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+    stored = {id(tensor): name for name, tensor in _named(model) if name in weights}
+    for name, tensor in _named(model):
+        if name not in weights and id(tensor) in stored:  # another name of a tied tensor
+            weights[name] = weights[stored[id(tensor)]]
     model.load_state_dict(weights)
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
@@ -89,9 +98,14 @@ class Checkpoints:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         record: dict[str, Any],
+        more: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write the state after `step` steps; delete the oldest beyond `keep`."""
+        """Write the state after `step` steps, `more` tensors included; keep the last few."""
         tensors, groups = pack(model, optimizers)
+        tensors |= more or {}
+        for folder in self._steps():
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)  # damaged: training would have gone on from it
         self._write(self.folder / f"step-{step:08d}", tensors, {**record, "groups": groups})
         for old in self._steps()[: -self.keep]:
             shutil.rmtree(old)
@@ -102,11 +116,13 @@ class Checkpoints:
         self._write(self.folder / "best", tensors, record)
 
     def _write(self, final: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        for left in self.folder.glob(".writing-*"):
+            shutil.rmtree(left)  # by a process that was killed
         aside = final.with_name(f".writing-{final.name}")
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         save_file(tensors, aside / _TENSORS)
-        write_json(aside / _RECORD, {**record, "sha256": digest_file(aside / _TENSORS)})
+        record = {**record, "sha256": digest_file(aside / _TENSORS)}
+        write_json(aside / _RECORD, {**record, "record_sha256": digest(record)})
         sync_tree(aside)
         if final.exists():
             # A rename onto a folder is refused; the old one steps aside for a moment.
@@ -114,9 +130,11 @@ class Checkpoints:
             shutil.rmtree(retired, ignore_errors=True)
             final.rename(retired)
             aside.rename(final)
+            sync_entry(self.folder)
             shutil.rmtree(retired)
         else:
             aside.rename(final)
+            sync_entry(self.folder)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -136,8 +154,10 @@ class Checkpoints:
     def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
             record = read_json(folder / _RECORD)
+            if record.pop("record_sha256") != digest(record):
+                return None
             if digest_file(folder / _TENSORS) != record["sha256"]:
                 return None
             return load_file(folder / _TENSORS), record
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -17,6 +17,7 @@ from danlu.errors import DanluError
 from danlu.log import Bar
 from danlu.recipe.sections import Training
 from danlu.train import optim
+from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unpack
 from danlu.train.objective import Objective
 
@@ -95,11 +96,14 @@ def train(
         If the gradient is not finite; the last checkpoint stays as it was.
     """
     optimizers = optim.build(model, settings)
+    average = Average(model, settings.average)
     progress = Progress()
     if found := checkpoints.latest():
         tensors, record = found
         unpack(tensors, record["groups"], model, optimizers)
-        progress = Progress(record["step"], record["best"] or math.inf, record["stale"])
+        average.restore(tensors)
+        best = math.inf if record["best"] is None else record["best"]
+        progress = Progress(record["step"], best, record["stale"])
     per_epoch = source.steps_per_epoch
     total = settings.epochs * per_epoch
     every = settings.checkpoint_every or per_epoch
@@ -107,11 +111,12 @@ def train(
     while progress.step < total and not _exhausted(progress, settings):
         epoch, position = divmod(progress.step, per_epoch)
         factor = optim.rate_factor(progress.step, total, settings.warmup, settings.schedule)
-        torch.manual_seed(hash((seed, progress.step)))
+        torch.manual_seed(seed * 1_000_003 + progress.step)
         loss, norm, tokens = _step(
             model, objective, source.load(epoch, position), optimizers, settings, factor, device
         )
         progress.step += 1
+        average.update(progress.step)
         meter.add(loss, tokens)
         if progress.step % settings.log_every == 0 or progress.step == total:
             row = meter.read()
@@ -124,12 +129,15 @@ def train(
             text = f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
             bar.update(progress.step, text)
         if progress.step % every == 0 or progress.step == total:
-            _evaluate(model, validate, progress, checkpoints, log)
-            record = {"step": progress.step, "stale": progress.stale, "best": progress.best}
-            checkpoints.save(progress.step, model, optimizers, record)
-            meter.restart()
-    if best := checkpoints.best():
-        unpack(best[0], [], model, [])
+            paused = time.perf_counter()
+            with average.applied():
+                _evaluate(model, validate, progress, checkpoints, log)
+            best = progress.best if math.isfinite(progress.best) else None
+            record = {"step": progress.step, "stale": progress.stale, "best": best}
+            checkpoints.save(progress.step, model, optimizers, record, average.state())
+            meter.pause(time.perf_counter() - paused)
+    if kept := checkpoints.best():
+        unpack(kept[0], [], model, [])
     return progress
 
 
@@ -144,7 +152,8 @@ def _step(
 ) -> tuple[float, float, int]:
     """Take one step; return the mean loss, the gradient's norm and the tokens seen."""
     model.train()
-    count = sum(objective.count(part) for part in parts)
+    # A batch in which nothing is to be predicted has the loss 0 and moves nothing.
+    count = sum(objective.count(part) for part in parts) or 1.0
     loss = torch.zeros((), device=device)
     for part in parts:
         with autocast(settings.precision, device):
@@ -209,9 +218,6 @@ class _Meter:
     """Mean loss and speed since it was last read."""
 
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
         self._losses: list[float] = []
         self._tokens, self._began = 0, time.perf_counter()
 
@@ -219,11 +225,15 @@ class _Meter:
         self._losses.append(loss)
         self._tokens += tokens
 
+    def pause(self, seconds: float) -> None:
+        """Leave the seconds of an evaluation out of the speed."""
+        self._began += seconds
+
     def read(self) -> dict[str, float]:
         seconds = max(1e-9, time.perf_counter() - self._began)
         found = {
             "loss": sum(self._losses) / max(1, len(self._losses)),
             "tokens_per_second": round(self._tokens / seconds, 1),
         }
-        self.restart()
+        self._losses, self._tokens, self._began = [], 0, time.perf_counter()
         return found

@@ -104,4 +104,4 @@ def mean_loss(
         on_device = batch.to(device)
         total += float(objective.total(model(on_device), on_device))
         count += objective.count(batch)
-    return total / count, count
+    return total / (count or 1.0), count

@@ -12,6 +12,28 @@ from torch import nn
 from danlu.recipe.sections import Training
 
 
+class DecoupledSGD(torch.optim.SGD):
+    """SGD whose weight decay shrinks the weights and never enters the momentum.
+
+    Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019
+    (SGDW). torch's own SGD adds the decay to the gradient.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Shrink, then step as SGD without decay."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            if group["params"]:
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+
 def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     """Return the optimisers that together own every parameter once.
 
@@ -35,7 +57,7 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     muon = settings.optimizer == "muon"
     groups = decay_groups((p for n, p in named if not (muon and n in inner)), settings.weight_decay)
     if settings.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)]
+        return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum)]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     ]
@@ -80,7 +102,7 @@ def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
     >>> [round(rate_factor(step, 10, 0.2, "linear"), 3) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.125]
     """
-    rising = math.ceil(warmup * total)
+    rising = math.ceil(warmup * total - 1e-9)  # 0.07 * 100 is a little over 7
     if step < rising:
         return (step + 1) / rising
     gone = (step - rising) / max(1, total - rising)

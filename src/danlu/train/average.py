@@ -1,0 +1,62 @@
+"""A moving average of the weights along training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """An exponential moving average of a model's parameters.
+
+    The mean of the last steps lies in a flatter, quieter place than the last
+    step itself (Polyak & Juditsky, 1992), which shows most on small corpora.
+
+    Parameters
+    ----------
+    model : nn.Module
+    decay : float
+        In [0, 1): about ``1 / (1 - decay)`` steps are averaged; 0 follows the
+        weights themselves. The first steps are averaged over fewer.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._values = [p.detach().clone() for p in self._parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        if self.decay:
+            share = 1 - min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self._values, [p.detach() for p in self._parameters], share)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average into the model for the time of the context."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # Without decay there are no values, and nothing is swapped.
+        for parameter, value in zip(self._parameters, self._values, strict=False):
+            kept = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the average as named tensors."""
+        return {f"average.{number}": value for number, value in enumerate(self._values)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave."""
+        for number, value in enumerate(self._values):
+            value.copy_(tensors[f"average.{number}"])

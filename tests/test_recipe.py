@@ -1,0 +1,171 @@
+"""Recipes: read, overridden, checked, filled, saved."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from danlu.errors import InputError, RecipeError
+from danlu.recipe import Recipe, dump, fill, load, schema, validate
+
+MINIMAL = {"name": "x", "data": {"task": "pretrain", "sources": [{"path": "a.txt"}]}}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(content: dict) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        validate(content, "test")
+    return dict(caught.value.problems)
+
+
+def test_every_shipped_recipe_is_valid(root):
+    paths = sorted((root / "recipes").glob("*.toml"))
+    assert paths
+    for path in paths:
+        recipe, _ = load(path)
+        assert recipe.name == path.stem
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_known_one():
+    found = problems(MINIMAL | {"pretrain": {"epoch": 3}})
+    assert found == {"pretrain.epoch": "unknown key; did you mean 'epochs'?"}
+
+
+def test_a_misspelt_key_inside_a_source_is_found_too():
+    data = {"task": "pretrain", "sources": [{"path": "a.txt", "licens": "MIT"}]}
+    assert "'licence'" in problems({"name": "x", "data": data})["data.sources.0.licens"]
+
+
+def test_an_unlike_key_lists_the_known_ones():
+    assert "known keys: " in problems(MINIMAL | {"zzzz": 1})["zzzz"]
+
+
+def test_all_problems_are_told_at_once():
+    content = MINIMAL | {
+        "seed": -1,
+        "model": {"dropout": 1.5, "dept": 2},
+        "finetune": {"optimizer": "adam"},
+    }
+    assert set(problems(content)) == {"seed", "model.dropout", "model.dept", "finetune.optimizer"}
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "path"),
+    [
+        ("data", {"task": "classify", "sources": [{"path": "a"}]}, "data.label"),
+        ("data", {"task": "pretrain", "sources": []}, "data.sources"),
+        ("data", MINIMAL["data"] | {"split": {"test": 0.6, "validation": 0.5}}, "data.split"),
+        ("data", MINIMAL["data"] | {"split": {"test": 0}}, "data.split.test"),
+        ("data", MINIMAL["data"] | {"split": {"by": "group"}}, "data.split.by"),
+        (
+            "data",
+            MINIMAL["data"] | {"clean": {"exact_duplicates": "keep"}},
+            "data.clean.near_duplicates",
+        ),
+        ("name", "majority", "name"),
+        ("data", {"task": "tag", "sources": [{"path": "a"}]}, "data.task"),
+        ("pretrain", {"objective": "none"}, "pretrain.objective"),
+        ("model", {"causal": True}, "model.causal"),
+        ("gate", {"require": ["accuracy is good"]}, "gate.require.0"),
+    ],
+)
+def test_what_cannot_work_is_refused_where_it_stands(section, value, path):
+    assert path in problems(MINIMAL | {section: value})
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    source = {"path": "postgresql://me:hunter2@db/x", "query": "select 1"}
+    found = problems({"name": "x", "data": {"task": "pretrain", "sources": [source]}})
+    assert "${DB_PASSWORD}" in found["data.sources.0.path"]
+    assert "hunter2" not in found["data.sources.0.path"]
+
+
+def test_a_variable_in_a_url_is_kept_as_it_is():
+    source = {"path": "postgresql://me:${PW}@db/x", "query": "select 1"}
+    recipe, _ = fill(validate({"name": "x", "data": {"task": "pretrain", "sources": [source]}}, ""))
+    assert "${PW}" in dump(recipe)
+
+
+def test_the_size_dial_fills_the_sizes_and_says_how():
+    recipe, derived = fill(validate(MINIMAL | {"model": {"depth": 6}}, "test"))
+    model = recipe.model
+    assert (model.width, model.heads, model.kv_heads, model.hidden) == (384, 6, 6, 1024)
+    assert derived["model.width"] == "64 × depth"
+    assert recipe.pretrain.learning_rate > 0
+
+
+def test_what_the_user_sets_is_not_derived():
+    recipe, derived = fill(validate(MINIMAL | {"model": {"depth": 6, "width": 128}}, "test"))
+    assert recipe.model.width == 128
+    assert "model.width" not in derived
+
+
+def test_key_value_heads_that_do_not_divide_are_refused():
+    with pytest.raises(RecipeError, match=r"model\.kv_heads"):
+        fill(validate(MINIMAL | {"model": {"depth": 4, "kv_heads": 3}}, "test"))
+
+
+def test_the_saved_recipe_reads_back_as_itself(root, tmp_path):
+    recipe, _ = load(root / "recipes" / "reviews.toml")
+    again, derived = load(write(tmp_path, dump(recipe)))
+    assert again == recipe
+    assert derived == {}
+
+
+def test_overrides_set_keys_of_every_depth(root):
+    recipe, _ = load(
+        root / "recipes" / "reviews.toml",
+        ["seed=3", "finetune.learning_rate=2e-3", "data.sources.1.label=bad", "gate.require=[]"],
+    )
+    assert (recipe.seed, recipe.finetune.learning_rate) == (3, 2e-3)
+    assert recipe.data.sources[1].label == "bad"
+    assert recipe.gate.require == ()
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed.x=1", "data.sources.9.path=a"])
+def test_an_override_that_goes_nowhere_is_refused(root, override):
+    with pytest.raises(InputError):
+        load(root / "recipes" / "reviews.toml", [override])
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path):
+    text = '[data]\ntask = "pretrain"\nsources = [{ path = "data/a.txt" }]'
+    recipe, _ = load(write(tmp_path, text))
+    assert recipe.data.sources[0].path == str(tmp_path / "data" / "a.txt")
+    assert recipe.name == "r"
+
+
+@pytest.mark.parametrize("text", ["name = ", "[data\n", "a = 1\na = 2"])
+def test_broken_toml_is_refused(tmp_path, text):
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load(write(tmp_path, text))
+
+
+def test_a_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such recipe"):
+        load(tmp_path / "none.toml")
+
+
+def test_the_schema_knows_every_section_and_describes_every_key():
+    content = schema()
+    json.dumps(content)
+    assert set(content["properties"]) == set(Recipe.model_fields)
+    for name, definition in content["$defs"].items():
+        assert definition["additionalProperties"] is False
+        for key, value in definition["properties"].items():
+            assert value.get("description") or "$ref" in value, f"{name}.{key}"
+
+
+def test_a_filled_recipe_has_no_value_left_open(root):
+    recipe, _ = load(root / "recipes" / "reviews.toml")
+    content = tomllib.loads(dump(recipe))
+    for section in ("model", "pretrain", "finetune"):
+        assert set(content[section]) == set(type(getattr(recipe, section)).model_fields)

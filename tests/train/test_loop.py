@@ -1,0 +1,382 @@
+"""The training loop on a small real problem: it learns, and it can be stopped anywhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from danlu.data.load import Loader, in_order
+from danlu.data.text import BEGIN_ID, Documents
+from danlu.log import Screen
+from danlu.model.backbone import BackboneConfig
+from danlu.model.heads import build
+from danlu.recipe.sections import Training
+from danlu.train import objective as objectives
+from danlu.train.checkpoint import Checkpoints
+from danlu.train.loop import DivergedError, train
+from tolerances import SIMPLE
+
+CPU = torch.device("cpu")
+VOCAB, NUM_DOCUMENTS, BATCH = 24, 40, 8  # five steps an epoch
+
+
+def made_up():
+    """Documents of two kinds, told apart by which half of the vocabulary prevails."""
+    generator = np.random.default_rng(11)
+    label = generator.integers(0, 2, NUM_DOCUMENTS)
+    documents = []
+    for kind in label:
+        size = generator.integers(4, 14)
+        own = generator.random(size) < 0.75
+        words = np.where(own, 4 + 10 * kind, 14 - 10 * kind) + generator.integers(0, 10, size)
+        documents.append(np.array([BEGIN_ID, *words], np.int32))
+    return Documents.of(documents), torch.from_numpy(label)
+
+
+DOCUMENTS, LABELS = made_up()
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Fit:
+    """One training run into a folder; a second one into the same folder resumes it."""
+
+    def __init__(self, folder, *, seed=1, dropout=0.0, mask=0.0, labels=LABELS, kind="classify"):
+        self.folder, self.seed, self.mask, self.labels, self.kind = folder, seed, mask, labels, kind
+        torch.manual_seed(seed)
+        config = BackboneConfig(
+            vocab_size=VOCAB,
+            num_layers=1,
+            dim=16,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            hidden_dim=24,
+            dropout=dropout,
+        )
+        self.model = build(config, kind, num_outputs=1 if kind == "regress" else 2, dropout=dropout)
+        self.rows = []
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def validate(self):
+        held_out = in_order(DOCUMENTS, 16, LABELS)
+        loss, count = objectives.mean_loss(self.model, objectives.classes(), held_out, CPU)
+        return {"loss": loss, "n": count}
+
+    def run(self, *, log=None, validate=None, **others):
+        chosen = {
+            "epochs": 4,
+            "batch_size": BATCH,
+            "learning_rate": 0.02,
+            "precision": "float32",
+            "log_every": 1,
+        }
+        settings = Training(**chosen | others)
+        loader = Loader(
+            documents=DOCUMENTS,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            seed=self.seed,
+            objective="document",
+            mask_probability=self.mask,
+            vocab_size=VOCAB,
+            labels=self.labels,
+        )
+        self.checkpoints = Checkpoints(self.folder, settings.keep_checkpoints)
+        regress = self.kind == "regress"
+        with Screen(quiet=True).progress(1, "steps") as bar:
+            self.progress = train(
+                self.model,
+                objectives.squared_error() if regress else objectives.classes(),
+                loader,
+                validate or self.validate,
+                settings,
+                seed=self.seed,
+                device=CPU,
+                checkpoints=self.checkpoints,
+                log=log or self.log,
+                bar=bar,
+            )
+        return self
+
+    @property
+    def weights(self):
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def of(self, event):
+        return [row for row in self.rows if row["event"] == event]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def losses(values):
+    """A validation that returns the given losses one after another."""
+    rest = iter(values)
+    return lambda: {"loss": next(rest), "n": 1}
+
+
+def test_training_makes_the_loss_fall(tmp_path):
+    fit = Fit(tmp_path / "c").run()
+    found = [row["loss"] for row in fit.of("validation")]
+    assert fit.of("step")[0]["loss"] == pytest.approx(math.log(2), rel=SIMPLE)
+    assert len(found) == 4
+    assert found[-1] < 0.5 * math.log(2)
+    assert fit.progress.step == 20
+    assert fit.progress.best == min(found)
+
+
+def test_what_is_logged_is_what_was_done(tmp_path):
+    fit = Fit(tmp_path / "c").run(epochs=2, warmup=0.2, schedule="linear")
+    rows = fit.of("step")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["epoch"] for row in rows] == pytest.approx([n / 5 for n in range(1, 11)])
+    rates = [0.5, 1.0, *(1 - n / 8 for n in range(8))]
+    assert [row["learning_rate"] / 0.02 for row in rows] == pytest.approx(rates)
+    assert all(row["gradient_norm"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    assert {row["loss_unit"] for row in rows} == {"nats/document"}
+
+
+def test_one_seed_gives_one_model_and_another_seed_another(tmp_path):
+    one, again = (
+        Fit(tmp_path / name, dropout=0.2, mask=0.2).run(epochs=2).weights for name in "ab"
+    )
+    other = Fit(tmp_path / "c", dropout=0.2, mask=0.2, seed=2).run(epochs=2).weights
+    assert same(one, again)
+    assert not same(one, other)
+
+
+CASES = [
+    {"optimizer": "adamw"},
+    {"optimizer": "adamw", "accumulate": 3},
+    {"optimizer": "sgd", "learning_rate": 0.2},
+    {"optimizer": "muon", "accumulate": 2},
+]
+
+
+@pytest.mark.parametrize("where", ["log", "validate"])
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, case, where):
+    options = {"epochs": 3, "checkpoint_every": 4, **case}
+    noisy = {"dropout": 0.3, "mask": 0.2}
+    whole = Fit(tmp_path / "whole", **noisy).run(**options)
+
+    broken = Fit(tmp_path / "broken", **noisy)
+
+    def log(row):
+        if where == "log" and row["step"] == 10:
+            raise Interrupted
+
+    def validate():
+        if where == "validate" and broken.checkpoints.latest():
+            raise Interrupted
+        return broken.validate()
+
+    with pytest.raises(Interrupted):
+        broken.run(log=log, validate=validate, **options)
+    assert broken.checkpoints.latest()[1]["step"] == (8 if where == "log" else 4)
+
+    resumed = Fit(tmp_path / "broken", **noisy)
+    torch.manual_seed(12345)  # a new process draws from elsewhere
+    resumed.run(**options)
+    assert resumed.progress == whole.progress
+    assert same(resumed.weights, whole.weights)
+    last, wanted = resumed.checkpoints.latest(), whole.checkpoints.latest()
+    assert same(last[0], wanted[0])
+    assert last[1] == wanted[1]
+    figures = ("step", "best", "loss")
+    after = [[row[name] for name in figures] for row in resumed.of("validation")]
+    assert (
+        after == [[row[name] for name in figures] for row in whole.of("validation")][-len(after) :]
+    )
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_an_undamaged_one(tmp_path):
+    options = {"epochs": 3, "checkpoint_every": 4}
+    whole = Fit(tmp_path / "whole", dropout=0.3).run(**options)
+
+    def log(row):
+        if row["step"] == 10:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        Fit(tmp_path / "broken", dropout=0.3).run(log=log, **options)
+    path = tmp_path / "broken" / "step-00000008" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    resumed = Fit(tmp_path / "broken", dropout=0.3).run(**options)
+    assert resumed.of("step")[0]["step"] == 5
+    assert same(resumed.weights, whole.weights)
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    whole = Fit(tmp_path / "c").run(epochs=2)
+    again = Fit(tmp_path / "c").run(epochs=2)
+    assert again.rows == []
+    assert same(again.weights, whole.weights)
+
+
+@pytest.mark.parametrize("parts", [4, 3])  # of the same size, and not
+def test_a_batch_in_parts_trains_as_the_whole(tmp_path, parts):
+    # With SGD, because Adam's division turns the rounding of a gradient near
+    # zero into a difference of the size of the learning rate.
+    options = {"optimizer": "sgd", "learning_rate": 0.2, "epochs": 2}
+    one = Fit(tmp_path / "one").run(accumulate=1, **options)
+    other = Fit(tmp_path / "other").run(accumulate=parts, **options)
+    start = Fit(tmp_path / "start").weights
+    for name, value in one.weights.items():
+        torch.testing.assert_close(other.weights[name], value, rtol=SIMPLE, atol=SIMPLE)
+    assert (one.weights["head.output.weight"] - start["head.output.weight"]).abs().max() > 0.1
+    wanted = [row["loss"] for row in one.of("step")]
+    assert [row["loss"] for row in other.of("step")] == pytest.approx(wanted, SIMPLE, SIMPLE)
+
+
+def test_patience_stops_and_the_best_weights_are_put_back(tmp_path):
+    fit, seen = Fit(tmp_path / "c"), []
+    answers = losses([3.0, 2.0, 1.0, 1.5, 1.0, 0.1])
+
+    def validate():
+        seen.append(fit.weights)
+        return answers()
+
+    fit.run(validate=validate, epochs=6, patience=2)
+    assert fit.progress.step == 25
+    assert (fit.progress.best, fit.progress.stale) == (1.0, 2)
+    assert [row["best"] for row in fit.of("validation")] == [True, True, True, False, False]
+    assert same(fit.weights, seen[2])
+    assert not same(fit.weights, seen[4])
+
+
+def test_patience_is_remembered_by_a_resumed_run(tmp_path):
+    answers = losses([1.0, 2.0])
+
+    def validate():
+        try:
+            return answers()
+        except StopIteration:
+            raise Interrupted from None
+
+    with pytest.raises(Interrupted):
+        Fit(tmp_path / "c").run(validate=validate, epochs=6, patience=2)
+    resumed = Fit(tmp_path / "c").run(validate=losses([3.0, 0.0]), epochs=6, patience=2)
+    assert resumed.progress.step == 15
+    again = Fit(tmp_path / "c").run(validate=losses([]), epochs=6, patience=2)
+    assert again.progress.step == 15
+
+
+def test_a_better_result_after_a_worse_one_renews_the_patience(tmp_path):
+    answers = losses([3.0, 4.0, 2.0, 4.0, 1.0])
+    fit = Fit(tmp_path / "c").run(validate=answers, epochs=5, patience=2)
+    assert fit.progress.step == 25
+    assert fit.progress.stale == 0
+
+
+def test_a_best_loss_of_nothing_is_remembered_by_a_resumed_run(tmp_path):
+    answers = losses([0.0])
+
+    def validate():
+        try:
+            return answers()
+        except StopIteration:
+            raise Interrupted from None
+
+    with pytest.raises(Interrupted):
+        Fit(tmp_path / "c").run(validate=validate, epochs=2)
+    resumed = Fit(tmp_path / "c").run(validate=losses([1.0]), epochs=2)
+    assert (resumed.progress.best, resumed.progress.stale) == (0.0, 1)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_that_is_not_a_number_is_never_the_best_and_breaks_no_checkpoint(
+    tmp_path, loss
+):
+    fit = Fit(tmp_path / "c").run(validate=losses([loss, loss]), epochs=2)
+    assert fit.progress.step == 10
+    assert fit.checkpoints.best() is None
+    assert fit.checkpoints.latest()[1]["step"] == 10
+    resumed = Fit(tmp_path / "c").run(validate=losses([1.0]), epochs=3)
+    assert resumed.progress.best == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_gradient_that_is_no_number_stops_and_spoils_nothing(tmp_path, value):
+    labels = torch.zeros(NUM_DOCUMENTS, 1)
+    options = {"optimizer": "sgd", "learning_rate": 0.01}
+    first = Fit(tmp_path / "c", labels=labels, kind="regress")
+    first.run(validate=losses([1.0]), epochs=1, **options)
+    before = first.checkpoints.latest()
+
+    spoilt = Fit(tmp_path / "c", labels=torch.full_like(labels, value), kind="regress")
+    with pytest.raises(DivergedError, match="no longer finite"):
+        spoilt.run(validate=losses([1.0]), epochs=2, **options)
+    after = spoilt.checkpoints.latest()
+    assert after[1] == before[1]
+    assert same(after[0], before[0])
+    assert same(spoilt.weights, first.weights)
+
+
+def test_clipping_bounds_the_length_of_a_step(tmp_path):
+    options = {
+        "optimizer": "sgd",
+        "learning_rate": 1.0,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "epochs": 1,
+        "batch_size": NUM_DOCUMENTS,
+    }
+    start = Fit(tmp_path / "start").weights
+
+    def moved(clip):
+        fit = Fit(tmp_path / f"clip-{clip}").run(gradient_clip=clip, **options)
+        square = sum((fit.weights[n] - start[n]).double().pow(2).sum() for n in start)
+        return float(square) ** 0.5, fit.of("step")[0]["gradient_norm"]
+
+    free, norm = moved(0.0)
+    assert free == pytest.approx(norm, rel=SIMPLE)
+    bound = norm / 3
+    clipped, logged = moved(bound)
+    assert clipped == pytest.approx(bound, rel=SIMPLE)
+    assert logged == pytest.approx(norm, rel=SIMPLE)  # what is logged is what came in
+    loose, _ = moved(norm * 2)
+    assert loose == pytest.approx(norm, rel=SIMPLE)
+
+
+def test_the_logged_loss_is_the_mean_of_all_steps_since_the_last_row(tmp_path):
+    every = Fit(tmp_path / "every").run(epochs=3)
+    sixth = Fit(tmp_path / "sixth").run(epochs=3, log_every=6)
+    single = [row["loss"] for row in every.of("step")]
+    found = {row["step"]: row["loss"] for row in sixth.of("step")}
+    assert list(found) == [6, 12, 15]
+    assert found[12] == pytest.approx(np.mean(single[6:12]), rel=SIMPLE)
+
+
+def test_a_batch_with_nothing_to_predict_has_a_loss_that_is_a_number(tmp_path):
+    # A document that holds <bos> alone has no token to hide.
+    documents = Documents.of([np.array([BEGIN_ID], np.int32)] * 2)
+    torch.manual_seed(0)
+    fit = Fit(tmp_path / "c")
+    model = build(fit.model.backbone.config, "masked")
+    loader = Loader(documents, 1, 1, 0, "masked", 0.15, VOCAB)
+    settings = Training(batch_size=1, learning_rate=0.1, precision="float32", log_every=1)
+    with Screen(quiet=True).progress(1, "steps") as bar:
+        train(
+            model,
+            objectives.tokens(),
+            loader,
+            losses([1.0]),
+            settings,
+            seed=0,
+            device=CPU,
+            checkpoints=Checkpoints(tmp_path / "c", 1),
+            log=fit.log,
+            bar=bar,
+        )
+    assert all(math.isfinite(row["loss"]) for row in fit.of("step"))
