@@ -12,6 +12,7 @@ A  attention heads (K: key/value heads)
 F  hidden width of the feed-forward layer
 V  vocabulary
 C  classes or outputs
+P  slices of the width that are pooled by themselves
 M  masked (scored) positions
 == =====================================================================
 """

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from danlu import __version__
-from danlu.errors import DanluError, MachineError, from_os_error
+from danlu.errors import DanluError, from_machine
 
 app = typer.Typer(
     name="danlu",
@@ -43,13 +43,14 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except DanluError as error:
             _stop(error, options.get("as_json", False))
-        except MemoryError:
-            _stop(MachineError("out of memory", mend="a smaller batch_size, or accumulate"), False)
-        except OSError as error:
-            _stop(from_os_error(error), options.get("as_json", False))
         except KeyboardInterrupt:
             _say_error("interrupted; run the same command again to go on from the last checkpoint")
             raise SystemExit(130) from None
+        except Exception as error:
+            refused = from_machine(error)
+            if refused is None:
+                raise  # a bug of ours: the traceback is what we need to see
+            _stop(refused, options.get("as_json", False))
 
     return run
 

@@ -17,6 +17,7 @@ Each message says what was wrong, where, and how to mend it.
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -101,17 +102,27 @@ class ArtifactError(MachineError):
     """A stored artifact is damaged, or was changed after it was written."""
 
 
-def from_os_error(error: OSError) -> MachineError:
-    """Say what the operating system refused in the user's terms."""
-    where = str(error.filename or "")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def from_machine(error: Exception) -> MachineError | None:
+    """Say what the machine refused in the user's terms; None if it was not the machine.
+
+    Libraries that write files from native code wrap the system's error in their own,
+    of which only the text is left.
+    """
+    where = str(getattr(error, "filename", None) or "")
+    number = getattr(error, "errno", None)
+    told = str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in told:
         return MachineError(
             "the disk is full",
             where=where,
             mend="free some space or choose another folder with --out; what was finished is kept",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(
-            f"not allowed: {error.strerror}", where=where, mend="choose another folder with --out"
+            f"not allowed: {os.strerror(number)}", where=where, mend="choose another folder"
         )
-    return MachineError(f"the operating system refused: {error.strerror or error}", where=where)
+    if isinstance(error, MemoryError) or "not enough memory" in told:
+        return MachineError("out of memory", mend="a smaller batch_size, or accumulate")
+    if isinstance(error, OSError):
+        return MachineError(f"the operating system refused: {told}", where=where)
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.artifact import Artifact, Store, read_json, sync_tree, write_json
-from danlu.errors import CheckFailed, InputError
+from danlu.errors import CheckFailed, DanluError, InputError, from_machine
 from danlu.log import Events, Metric, Screen
 from danlu.recipe import Recipe, dump
 
@@ -65,6 +65,8 @@ def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
         If the recipe or the data are wrong; nothing is then left half-written.
     CheckFailed
         If the gate does not hold; everything but the release is written.
+    MachineError
+        If the disk, the memory or a permission gives out; finished stages are kept.
     """
     from danlu.data.sources import open_source
 
@@ -77,6 +79,10 @@ def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
     except InputError:
         if fresh and not any(store.stages.glob("[!.]*")):
             shutil.rmtree(out, ignore_errors=True)
+        raise
+    except Exception as error:
+        if not isinstance(error, DanluError) and (refused := from_machine(error)):
+            raise refused from error
         raise
 
 

@@ -56,7 +56,9 @@ def assert_close(model, wanted):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_adamw_takes_the_steps_of_its_paper_and_decays_matrices_only(weight_decay):
     rate, (first, second), epsilon = 0.03, (0.8, 0.95), 1e-8
-    chosen = Training(learning_rate=rate, betas=(first, second), weight_decay=weight_decay)
+    chosen = Training(
+        optimizer="adamw", learning_rate=rate, betas=(first, second), weight_decay=weight_decay
+    )
     model = fresh()
     wanted = values(model)
     gradients = steps(model, optim.build(model, chosen), 6)

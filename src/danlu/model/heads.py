@@ -42,8 +42,17 @@ class TokenHead(nn.Module):
         return F.linear(self.transform(hidden_MD), weight_VD, self.bias)
 
 
-def pool_documents(hidden_BTD: Tensor, batch: Batch) -> Tensor:
-    """Average the hidden vectors of each document.
+def pool_documents(hidden_BTD: Tensor, batch: Batch, score_BTP: Tensor | None = None) -> Tensor:
+    """Average the hidden vectors of each document, weighted by the softmax of scores.
+
+    Parameters
+    ----------
+    hidden_BTD : Tensor, shape (B, T, D)
+    batch : Batch
+        Says which position belongs to which document.
+    score_BTP : Tensor, shape (B, T, P), optional
+        A score for each position and each of P equal slices of the width; every
+        slice is averaged with weights of its own. Without scores all weigh alike.
 
     Returns
     -------
@@ -54,27 +63,47 @@ def pool_documents(hidden_BTD: Tensor, batch: Batch) -> Tensor:
     real_BT = batch.document_BT != PADDING
     document_M = batch.document_BT[real_BT]
     hidden_MD = hidden_BTD[real_BT].float()
-    total_ND = hidden_MD.new_zeros(batch.num_documents, hidden_MD.shape[-1])
-    total_ND = total_ND.index_add(0, document_M, hidden_MD)
-    count_N = torch.bincount(document_M, minlength=batch.num_documents)
-    return total_ND / count_N.clamp(min=1).unsqueeze(-1)
+    if score_BTP is None:
+        score_BTP = hidden_BTD.new_zeros(*real_BT.shape, 1)
+    score_MP = score_BTP[real_BT].float()
+    num_slices = score_MP.shape[1]
+    # The largest score of each document is taken off first, so that no exponential overflows.
+    index_MP = document_M.unsqueeze(-1).expand_as(score_MP)
+    largest_NP = score_MP.new_zeros(batch.num_documents, num_slices)
+    largest_NP = largest_NP.scatter_reduce(
+        0, index_MP, score_MP.detach(), "amax", include_self=False
+    )
+    weight_MP = (score_MP - largest_NP[document_M]).exp()
+    total_NP = torch.zeros_like(largest_NP).index_add(0, document_M, weight_MP)
+    per_slice = hidden_MD.shape[-1] // num_slices
+    weighted_MD = hidden_MD * weight_MP.repeat_interleave(per_slice, dim=-1)
+    summed_ND = hidden_MD.new_zeros(batch.num_documents, hidden_MD.shape[-1])
+    summed_ND = summed_ND.index_add(0, document_M, weighted_MD)
+    return summed_ND / total_NP.clamp(min=1e-9).repeat_interleave(per_slice, dim=-1)
 
 
 class DocumentHead(nn.Module):
-    """One vector of outputs for each document: class scores or values."""
+    """One vector of outputs for each document: class scores or values.
+
+    A document is the weighted mean of its positions, and the weights are learnt
+    (attentive pooling: Lin et al., 2017), a set for each slice of the width. They
+    start alike. The backbone's last norm gives all positions the same length, so a
+    plain mean could not let the few words that matter outweigh the many.
+    """
 
     def __init__(self, dim: int, num_outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
+        self.score = nn.Linear(dim, 4 if dim % 4 == 0 else 1, bias=False)
         self.output = nn.Linear(dim, num_outputs)
         # Zero, so that an untrained head says "all alike" and the first
         # gradients into the backbone are small.
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
         """Return float32 outputs of shape (N, C)."""
-        pooled_ND = pool_documents(hidden_BTD, batch)
+        pooled_ND = pool_documents(hidden_BTD, batch, self.score(hidden_BTD))
         out: Tensor = self.output(self.dropout(pooled_ND))
         return out.float()
 
