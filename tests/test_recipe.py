@@ -51,10 +51,10 @@ def test_an_unlike_key_lists_the_known_ones():
 def test_all_problems_are_told_at_once():
     content = MINIMAL | {
         "seed": -1,
-        "model": {"dropout": 1.5, "dept": 2},
+        "model": {"rope": 1.5, "dept": 2},
         "finetune": {"optimizer": "adam"},
     }
-    assert set(problems(content)) == {"seed", "model.dropout", "model.dept", "finetune.optimizer"}
+    assert set(problems(content)) == {"seed", "model.rope", "model.dept", "finetune.optimizer"}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     return report
 
 
-def backbone_config(recipe: Recipe, vocab_size: int) -> BackboneConfig:
+def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> BackboneConfig:
     """Return the backbone that the filled recipe describes."""
     model = recipe.model
     sizes = (model.width, model.heads, model.kv_heads, model.hidden)
@@ -97,7 +97,7 @@ def backbone_config(recipe: Recipe, vocab_size: int) -> BackboneConfig:
         activation=model.activation,
         causal=bool(model.causal),
         qk_norm=model.qk_norm,
-        dropout=model.dropout,
+        dropout=dropout,
         tie_embeddings=model.tie_embeddings,
     )
 
@@ -110,7 +110,9 @@ def pretrain(
     assert settings.objective != "none"
     vocab_size = read_json(tokens / "report.json")["vocab_size"]
     torch.manual_seed(recipe.seed)
-    model = heads.build(backbone_config(recipe, vocab_size), settings.objective)
+    model = heads.build(
+        backbone_config(recipe, vocab_size, settings.layer_dropout), settings.objective
+    )
     loader = Loader(
         documents=text.Documents.load(tokens, "train"),
         batch_size=settings.batch_size or 1,
@@ -148,7 +150,7 @@ def finetune(
     classes = read_json(data / "report.json")["classes"]
     vocab_size = read_json(tokens / "report.json")["vocab_size"]
     torch.manual_seed(recipe.seed)
-    config = backbone_config(recipe, vocab_size)
+    config = backbone_config(recipe, vocab_size, settings.layer_dropout)
     model = heads.build(config, kind, num_outputs=len(classes) or 1, dropout=settings.dropout)
     if "pretrain" in paths:
         stored = load_file(paths["pretrain"] / WEIGHTS)
@@ -219,14 +221,16 @@ def _fit(
     write = _writers(stage, settings, folder, events)
 
     def validate() -> dict[str, float]:
-        loss, count = objectives.mean_loss(model, objective, held_out, where)
-        return {"loss": loss, "n": count}
+        figures = objectives.figures(model, objective, held_out, where)
+        by_accuracy = getattr(settings, "choose_by", "loss") == "accuracy"
+        return figures | {"badness": -figures["accuracy"] if by_accuracy else figures["loss"]}
 
     def log(row: dict[str, Any]) -> None:
         write({"stage": stage, **row})
         if row["event"] == "validation":
             best = " [green]best[/]" if row["best"] else ""
-            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{best}")
+            accuracy = f", accuracy {row['accuracy']:.4f}" if "accuracy" in row else ""
+            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{accuracy}{best}")
 
     total = settings.epochs * loader.steps_per_epoch
     with screen.progress(total, "steps") as bar:

@@ -65,7 +65,10 @@ class Fit:
 
     def validate(self):
         held_out = in_order(DOCUMENTS, 16, LABELS)
-        loss, count = objectives.mean_loss(self.model, objectives.classes(), held_out, CPU)
+        loss, count = (
+            objectives.figures(self.model, objectives.classes(), held_out, CPU)[key]
+            for key in ("loss", "n")
+        )
         return {"loss": loss, "n": count}
 
     def run(self, *, log=None, validate=None, **others):

@@ -153,9 +153,14 @@ def test_the_mean_loss_does_not_depend_on_how_batches_are_cut(kind):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     cpu = torch.device("cpu")
-    wanted, count = objectives.mean_loss(model, objective, [whole], cpu)
+    wanted, count = (
+        objectives.figures(model, objective, [whole], cpu)[key] for key in ("loss", "n")
+    )
     assert count == pytest.approx(objective.count(whole), rel=SIMPLE)
-    found, parts_count = objectives.mean_loss(model, objective, parts_of(whole, (3, 1, 4)), cpu)
+    found, parts_count = (
+        objectives.figures(model, objective, parts_of(whole, (3, 1, 4)), cpu)[key]
+        for key in ("loss", "n")
+    )
     assert parts_count == pytest.approx(count, rel=SIMPLE)
     assert found == pytest.approx(wanted, rel=SIMPLE)
     model.eval()

@@ -285,6 +285,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "finetune",
         batch_size=(32, "32 documents"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
+        choose_by=(
+            "loss" if recipe.data.task == "regress" else "accuracy",
+            "accuracy for classes, loss for values",
+        ),
     )
     sources = tuple(
         derive(

@@ -172,8 +172,6 @@ class Model(Section):
     """Whether a token sees only what stands before it; true for a causal objective."""
     qk_norm: bool = False
     """Normalise queries and keys, which steadies large learning rates."""
-    dropout: Fraction = 0.1
-    """On embeddings and residual branches."""
     tie_embeddings: bool = True
     """One matrix for input and output."""
 
@@ -185,6 +183,8 @@ class Training(Section):
     """Passes over the training split, at most."""
     batch_size: Positive | None = None
     """Documents in one step of the optimiser."""
+    layer_dropout: Fraction = 0.0
+    """On embeddings and residual branches."""
     accumulate: Positive = 1
     """Parts that a batch is computed in, to save memory; the result is the same."""
     optimizer: Literal["adamw", "muon", "sgd"] = "muon"
@@ -233,8 +233,10 @@ class Finetune(Training):
 
     average: Fraction = 0.99
     """Decay of the moving average of the weights that is validated and kept; 0 keeps the last."""
-    dropout: Fraction = 0.1
+    dropout: Fraction = 0.3
     """Before the output layer."""
+    choose_by: Literal["accuracy", "loss"] | None = None
+    """What the best checkpoint is best at on the validation split; loss for values."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
     label_smoothing: Fraction = 0.0

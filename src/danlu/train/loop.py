@@ -43,7 +43,7 @@ class Progress:
     step : int
         Steps of the optimiser done.
     best : float
-        Lowest validation loss so far.
+        Lowest badness (or loss) on the validation split so far.
     stale : int
         Evaluations since it was reached.
     """
@@ -76,7 +76,7 @@ def train(
     source : BatchSource
     validate : callable
         Returns figures of the model as it stands, ``loss`` among them; the
-        lowest loss is the best.
+        lowest ``badness`` (or loss, if there is none) is the best.
     settings : Training
         Filled.
     seed : int
@@ -185,10 +185,11 @@ def _evaluate(
 ) -> None:
     model.eval()
     figures = validate()
-    improved = figures["loss"] < progress.best
+    badness = figures.pop("badness", figures["loss"])
+    improved = badness < progress.best
     progress.stale = 0 if improved else progress.stale + 1
     if improved:
-        progress.best = figures["loss"]
+        progress.best = badness
         checkpoints.save_best(model, {"step": progress.step, **figures})
     log({"event": "validation", "step": progress.step, "best": improved, **figures})
 

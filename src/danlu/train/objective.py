@@ -29,12 +29,15 @@ class Objective:
         Sum of the loss over what is counted.
     count : callable of (batch) to float
         How much is counted.
+    right : callable of (outputs, batch) to Tensor of shape (N,), optional
+        Which documents are answered rightly, where that has a meaning.
     """
 
     name: str
     unit: str
     total: Callable[[Tensor, Batch], Tensor]
     count: Callable[[Batch], float]
+    right: Callable[[Tensor, Batch], Tensor] | None = None
 
 
 def _given(value: Tensor | None) -> Tensor:
@@ -69,7 +72,10 @@ def classes(label_smoothing: float = 0.0) -> Objective:
             logits_NC, _given(batch.label), reduction="sum", label_smoothing=label_smoothing
         )
 
-    return Objective("classes", "nats/document", total, lambda b: float(b.num_documents))
+    def right(logits_NC: Tensor, batch: Batch) -> Tensor:
+        return logits_NC.argmax(-1) == _given(batch.label)
+
+    return Objective("classes", "nats/document", total, lambda b: float(b.num_documents), right)
 
 
 def several_labels() -> Objective:
@@ -78,7 +84,10 @@ def several_labels() -> Objective:
     def total(logits_NC: Tensor, batch: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits_NC, _given(batch.label), reduction="sum")
 
-    return Objective("labels", "nats/label", total, lambda b: float(_given(b.label).numel()))
+    def right(logits_NC: Tensor, batch: Batch) -> Tensor:
+        return ((logits_NC > 0) == (_given(batch.label) > 0.5)).all(-1)
+
+    return Objective("labels", "nats/label", total, lambda b: float(_given(b.label).numel()), right)
 
 
 def squared_error() -> Objective:
@@ -91,17 +100,22 @@ def squared_error() -> Objective:
 
 
 @torch.inference_mode()
-def mean_loss(
+def figures(
     model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device
-) -> tuple[float, float]:
-    """Return the mean loss over batches, and how much it is a mean of.
+) -> dict[str, float]:
+    """Return the mean ``loss`` over batches, its ``n``, and perhaps the ``accuracy``.
 
     In float32 without autocast, as everything that is compared or reported.
     """
     model.eval()
-    total, count = 0.0, 0.0
+    total = count = right = documents = 0.0
     for batch in batches:
         on_device = batch.to(device)
-        total += float(objective.total(model(on_device), on_device))
+        outputs = model(on_device)
+        total += float(objective.total(outputs, on_device))
         count += objective.count(batch)
-    return total / (count or 1.0), count
+        if objective.right is not None:
+            right += float(objective.right(outputs, on_device).sum())
+            documents += batch.num_documents
+    found = {"loss": total / (count or 1.0), "n": count}
+    return found | ({"accuracy": right / documents} if documents else {})
