@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def pretrain(
         vocab_size=vocab_size,
     )
     held_out = list(token_batches(recipe, tokens, "validation", vocab_size))
-    _fit("pretrain", recipe, model, objectives.tokens(), loader, held_out, folder, events, screen)
+    objective = objectives.tokens()
+    judge = _Judge(objective, held_out, by_accuracy=False)
+    _fit("pretrain", recipe, model, objective, loader, judge, folder, events, screen)
     write_json(folder / CONFIG, _config(recipe, model, settings.objective, []))
 
 
@@ -170,8 +173,9 @@ def finetune(
         mask_probability=settings.mask_probability,
         vocab_size=vocab_size,
         labels=tensors["train"],
+        views=2 if settings.consistency else 1,
     )
-    objective = {
+    held_out_objective = {
         "classify": lambda: objectives.classes(settings.label_smoothing),
         "multilabel": objectives.several_labels,
         "regress": objectives.squared_error,
@@ -181,7 +185,11 @@ def finetune(
             text.Documents.load(tokens, "validation"), _VALIDATION_BATCH, tensors["validation"]
         )
     )
-    _fit("finetune", recipe, model, objective, loader, held_out, folder, events, screen)
+    objective = held_out_objective
+    if settings.consistency:
+        objective = objectives.classes(settings.label_smoothing, settings.consistency)
+    judge = _Judge(held_out_objective, held_out, settings.choose_by == "accuracy")
+    _fit("finetune", recipe, model, objective, loader, judge, folder, events, screen)
     write_json(folder / CONFIG, _config(recipe, model, kind, classes, scale))
 
 
@@ -201,13 +209,26 @@ def _target(values: NDArray[Any], kind: str, scale: dict[str, float] | None) -> 
     return torch.from_numpy(values.astype(np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What says how good a model is on the validation split."""
+
+    objective: objectives.Objective
+    held_out: list[Batch]
+    by_accuracy: bool
+
+    def __call__(self, model: heads.Model, where: torch.device) -> dict[str, float]:
+        found = objectives.figures(model, self.objective, self.held_out, where)
+        return found | {"badness": -found["accuracy"] if self.by_accuracy else found["loss"]}
+
+
 def _fit(
     stage: str,
     recipe: Recipe,
     model: heads.Model,
     objective: objectives.Objective,
     loader: Loader,
-    held_out: list[Batch],
+    judge: _Judge,
     folder: Path,
     events: Events,
     screen: Screen,
@@ -219,11 +240,6 @@ def _fit(
     parameters = sum(tensor.numel() for tensor in unique_tensors(model).values())
     screen.say(f"  {parameters:,} parameters on {where}, {len(loader.documents):,} documents")
     write = _writers(stage, settings, folder, events)
-
-    def validate() -> dict[str, float]:
-        figures = objectives.figures(model, objective, held_out, where)
-        by_accuracy = getattr(settings, "choose_by", "loss") == "accuracy"
-        return figures | {"badness": -figures["accuracy"] if by_accuracy else figures["loss"]}
 
     def log(row: dict[str, Any]) -> None:
         write({"stage": stage, **row})
@@ -238,7 +254,7 @@ def _fit(
             model,
             objective,
             loader,
-            validate,
+            lambda: judge(model, where),
             settings,
             seed=recipe.seed,
             device=where,

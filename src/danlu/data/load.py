@@ -124,6 +124,9 @@ class Loader:
     vocab_size : int
     labels : Tensor, optional
         One for each document.
+    views : int
+        How often each document stands in a batch, each time with other tokens
+        hidden; the views follow each other as whole batches.
     """
 
     documents: Documents
@@ -134,6 +137,7 @@ class Loader:
     mask_probability: float
     vocab_size: int
     labels: torch.Tensor | None = None
+    views: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -166,6 +170,7 @@ class Loader:
         ]
 
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
+        rows = np.tile(rows, self.views)
         labels = None if self.labels is None else self.labels[torch.from_numpy(rows)]
         batch = collate([self.documents[row] for row in rows], rows, labels)
         if self.objective == "masked":

@@ -181,6 +181,11 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' has several labels",
         ),
         (
+            recipe.finetune.consistency > 0 and (data.kind != "classify"),
+            "finetune.consistency",
+            "only task 'classify' with one label a row has it",
+        ),
+        (
             split.test + split.validation >= 1,
             "data.split",
             "test and validation leave nothing to train on",

@@ -235,6 +235,9 @@ class Finetune(Training):
     """Decay of the moving average of the weights that is validated and kept; 0 keeps the last."""
     dropout: Fraction = 0.3
     """Before the output layer."""
+    consistency: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the agreement between two views of each text with other tokens hidden (R-Drop);
+    0 looks at each text once."""
     choose_by: Literal["accuracy", "loss"] | None = None
     """What the best checkpoint is best at on the validation split; loss for values."""
     mask_probability: Fraction = 0.0

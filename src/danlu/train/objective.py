@@ -58,19 +58,28 @@ def tokens() -> Objective:
     return Objective("tokens", "nats/token", total, lambda b: float(_given(b.weight_BT).sum()))
 
 
-def classes(label_smoothing: float = 0.0) -> Objective:
+def classes(label_smoothing: float = 0.0, consistency: float = 0.0) -> Objective:
     """Cross-entropy over classes, in nats a document.
 
     Parameters
     ----------
     label_smoothing : float
         In [0, 1): share of the target spread evenly (Szegedy et al., 2016).
+    consistency : float
+        Weight of the symmetric Kullback–Leibler divergence between the two views
+        of each document, which are the two halves of a batch (R-Drop: Liang et
+        al., 2021); 0 for batches of single views.
     """
 
     def total(logits_NC: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(
+        loss = F.cross_entropy(
             logits_NC, _given(batch.label), reduction="sum", label_smoothing=label_smoothing
         )
+        if consistency:
+            first, second = logits_NC.log_softmax(-1).chunk(2)
+            apart = ((first.exp() - second.exp()) * (first - second)).sum()
+            loss = loss + consistency * apart  # KL both ways, for each of two views: its mean
+        return loss
 
     def right(logits_NC: Tensor, batch: Batch) -> Tensor:
         return logits_NC.argmax(-1) == _given(batch.label)
