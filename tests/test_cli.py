@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from danlu.artifact import Artifact, verify
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "reviews.toml"
 
 
@@ -134,7 +136,7 @@ def test_a_broken_row_among_good_ones_is_set_aside_and_counted(tmp_path):
     write_csv(tmp_path, ["a", "b"] * 60)
     content = (tmp_path / "d.csv").read_bytes().split(b"\n")
     content[5] = b"w\xff\xfe broken row,a"
-    content = [line.replace(b"w7a", "酒店".encode()) for line in content]
+    content = [line.replace(b"a w", " 酒店 w".encode()) for line in content]
     (tmp_path / "d.csv").write_bytes(b"\n".join(content))
     found = danlu("check", write_recipe(tmp_path, "d.csv"), "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
@@ -142,7 +144,7 @@ def test_a_broken_row_among_good_ones_is_set_aside_and_counted(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_exits_3_and_leaves_no_finished_stage(tmp_path):
+def test_a_full_disk_exits_3_and_leaves_nothing_half_written(tmp_path):
     write_csv(tmp_path, ["a", "b"] * 1500)
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -155,7 +157,11 @@ def test_a_full_disk_exits_3_and_leaves_no_finished_stage(tmp_path):
         recipe = write_recipe(tmp_path, "d.csv")
         found = danlu("run", recipe, "--out", disk / "run", "-q", cwd=tmp_path)
         refused(found, 3, "disk is full")
-        assert not list((disk / "run").glob("stages/[!.]*"))
+        finished = list((disk / "run").glob("stages/[!.]*"))
+        assert {path.name.split("-")[0] for path in finished} <= {"data", "tokenizer"}
+        for path in finished:
+            verify(Artifact(*path.name.split("-"), path))
+        assert not (disk / "run" / "model").exists()
     finally:
         subprocess.run(["umount", disk], check=True)
 

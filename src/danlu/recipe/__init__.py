@@ -181,7 +181,7 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' has several labels",
         ),
         (
-            recipe.finetune.consistency > 0 and (data.kind != "classify"),
+            recipe.finetune.consistency > 0 and data.kind in ("multilabel", "regress"),
             "finetune.consistency",
             "only task 'classify' with one label a row has it",
         ),
@@ -291,8 +291,8 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         batch_size=(32, "32 documents"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         choose_by=(
-            "loss" if recipe.data.task == "regress" else "accuracy",
-            "accuracy for classes, loss for values",
+            "accuracy" if recipe.data.kind == "classify" else "loss",
+            "accuracy where a row has one class, loss otherwise",
         ),
     )
     sources = tuple(

@@ -239,7 +239,7 @@ class Finetune(Training):
     """Weight of the agreement between two views of each text with other tokens hidden (R-Drop);
     0 looks at each text once."""
     choose_by: Literal["accuracy", "loss"] | None = None
-    """What the best checkpoint is best at on the validation split; loss for values."""
+    """What the best checkpoint is best at on the validation split."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
     label_smoothing: Fraction = 0.0
