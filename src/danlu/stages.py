@@ -329,7 +329,7 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     if recipe.data.task == "pretrain":
         _evaluate_tokens(recipe, paths, folder)
         return
-    from danlu.evaluate import score
+    from danlu.evaluate import examine, score
     from danlu.evaluate.intervals import Bootstrap
     from danlu.serve.engine import Engine
 
@@ -346,7 +346,7 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
     rows, resampled = score.measure(scored, kind, engine.classes, bootstrap)
     rows += score.differences(rows, resampled, name, list(others), bootstrap.resamples)
-    rows += score.slices(scored[0], kind, _groups(table), bootstrap.resamples, recipe.seed)
+    rows += score.slices(scored[0], kind, examine.groups(table), bootstrap.resamples, recipe.seed)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
     write_json(folder / "leaks.json", _leaks(paths["data"]))
     curves = {one.model: score.curves(one, kind, engine.classes) for one in scored}
@@ -354,7 +354,9 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     answers = pa.array(list(answer) if answer.ndim > 1 else answer)
     columns = {"id": table["id"], "truth": table["label"], "answer": answers}
     pq.write_table(pa.table(columns), folder / "predictions.parquet")
-    write_json(folder / "mistakes.json", _mistakes(table, actual, answer, engine.classes, kind))
+    write_json(
+        folder / "mistakes.json", examine.mistakes(table, actual, answer, engine.classes, kind)
+    )
 
 
 def _leaks(data: Path) -> dict[str, int]:
@@ -364,56 +366,6 @@ def _leaks(data: Path) -> dict[str, int]:
         name: len(leaks.find(read_split(data, name)["text"].to_pylist(), test))
         for name in ("train", "validation")
     }
-
-
-def _groups(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """Return the parts of a split that are measured by themselves: by length, by source."""
-    size = pa.compute.utf8_length(table["text"]).to_numpy()
-    low, high = (int(value) for value in np.quantile(size, [1 / 3, 2 / 3]))
-    groups = {
-        f"up to {low} characters": size <= low,
-        f"{low + 1} to {high} characters": (size > low) & (size <= high),
-        f"over {high} characters": size > high,
-    }
-    sources = np.asarray(table["source"].to_pylist())
-    if len(names := np.unique(sources)) > 1:
-        groups |= {f"source {name}": sources == name for name in names}
-    return groups
-
-
-def _mistakes(
-    table: pa.Table,
-    actual: NDArray[Any],
-    answer: NDArray[np.float64],
-    classes: list[str],
-    kind: str,
-) -> list[dict[str, Any]]:
-    """Return the ten rows on which the model is most confidently wrong."""
-    if kind == "regress":
-        badness = np.abs(answer - actual)
-    elif kind == "multilabel":
-        badness = np.abs(answer - actual).max(axis=1)
-    else:
-        badness = np.where(answer.argmax(1) != actual, answer.max(1), 0.0)
-    found = []
-    for row in np.argsort(-badness, kind="stable")[:10]:
-        if badness[row] == 0:
-            break
-        if kind == "regress":
-            said = f"{answer[row]:.4g}"
-        elif kind == "multilabel":
-            said = (
-                ", ".join(c for c, p in zip(classes, answer[row], strict=True) if p >= 0.5)
-                or "(none)"
-            )
-        else:
-            said = classes[int(answer[row].argmax())]
-        found.append({
-            "text": table["text"][int(row)].as_py(), "truth": table["label"][int(row)].as_py(),
-            "said": said, "badness": float(badness[row]),
-            "file": table["file"][int(row)].as_py(), "row": table["row"][int(row)].as_py(),
-        })  # fmt: skip
-    return found
 
 
 def _evaluate_tokens(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
