@@ -97,7 +97,8 @@ def code_version(parts: tuple[str, ...]) -> str:
     files: list[Path] = []
     for part in parts:
         path = _PACKAGE / part
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        inside = (p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        files += sorted(inside) if path.is_dir() else [path]
     return digest({str(file.relative_to(_PACKAGE)): digest_file(file) for file in files})
 
 
