@@ -20,8 +20,9 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
 
-bench: $(VENV)/.demo
-	$(BIN)/python benchmarks/demo.py --runs 1
+bench: $(VENV)/.bench
+	for name in pretrain finetune quality scaling; do \
+	  $(BIN)/python benchmarks/$$name.py --short || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -32,6 +33,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
 	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

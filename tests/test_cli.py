@@ -88,6 +88,26 @@ def test_a_misspelt_key_exits_2_and_writes_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_key_that_moved_is_refused_with_the_new_one(tmp_path):
+    write_csv(tmp_path, ["a", "b"] * 50)
+    recipe = write_recipe(tmp_path, "d.csv", "[pretrain]\nbatch_size = 32\n")
+    refused(danlu("run", recipe, cwd=tmp_path), 2, "pretrain.batch_size", "'batch_tokens'")
+    extra = "[tokenizer]\nmax_length = 512\n[pretrain]\nbatch_tokens = 256\n"
+    recipe = write_recipe(tmp_path, "d.csv", extra)
+    refused(danlu("check", recipe, cwd=tmp_path), 2, "pretrain.batch_tokens", "at least one row")
+
+
+def test_more_memory_than_allowed_exits_3_with_what_to_change(tmp_path):
+    write_csv(tmp_path, ["a", "b"] * 60)
+    extra = '[model]\ndepth = 1\n[pretrain]\nobjective = "none"\n[finetune]\nmemory_limit = 0.01\n'
+    recipe = write_recipe(tmp_path, "d.csv", extra)
+    found = danlu("run", recipe, "-q", cwd=tmp_path)
+    refused(found, 3, "memory_limit allows 0.01 GB", "recompute = true", "accumulate")
+    finished = [path.name.split("-")[0] for path in (tmp_path / "runs/r/stages").glob("[!.]*")]
+    assert "finetune" not in finished
+    assert not (tmp_path / "runs" / "r" / "model").exists()
+
+
 def test_a_missing_file_exits_2_and_writes_nothing(tmp_path):
     recipe = write_recipe(tmp_path, "none.csv")
     refused(danlu("run", recipe, cwd=tmp_path), 2, "no such file", "none.csv")
@@ -199,6 +219,29 @@ def test_check_shows_what_bears_loss_and_trains_nothing(small, tmp_path):
         assert any(example["bears_loss"])
         assert not example["bears_loss"][0], "<bos> is no target"
     assert content["problems"] == []
+
+
+def test_check_shows_long_texts_of_a_pretraining_task_in_pieces(tmp_path):
+    lines = [" ".join(f"w{(7 * n + k) % 97}x{k % 11}" for k in range(60)) for n in range(80)]
+    (tmp_path / "d.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[data]\ntask = "pretrain"\ntext = "line"\nsources = [{ path = "d.txt" }]\n'
+        '[data.clean]\nnear_duplicates = "keep"\n'
+        '[tokenizer]\nmax_length = 32\nvocab_size = 300\n[pretrain]\nobjective = "causal"\n'
+    )
+    found = danlu("check", recipe, "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    content = json.loads(found.stdout)
+    assert content["problems"] == []
+    for part in content["tokens"].values():
+        assert part["truncated"] == part["truncated_token_share"] == 0
+        assert part["pieces"] > part["documents"]
+    for example in content["examples"]:
+        assert len(example["pieces"]) <= 32
+        assert example["pieces"][0] == "<bos>"
+        assert example["bears_loss"] == [True] * (len(example["pieces"]) - 1) + [False]
+    assert danlu("check", recipe, cwd=tmp_path).returncode == 0
 
 
 def test_check_stops_on_a_test_row_that_also_stands_in_train(tmp_path):

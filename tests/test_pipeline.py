@@ -162,6 +162,39 @@ def test_a_pretraining_task_is_measured_beside_a_unigram_model(small, tmp_path):
         danlu.load(tmp_path / "run")
 
 
+def test_a_pretraining_task_takes_long_texts_in_pieces_and_loses_nothing(tmp_path):
+    import pyarrow.parquet as pq
+
+    lines = [" ".join(f"w{(7 * n + k) % 97}x{k % 11}" for k in range(60)) for n in range(120)]
+    (tmp_path / "d.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "r.toml").write_text(
+        '[data]\ntask = "pretrain"\ntext = "line"\nsources = [{ path = "d.txt" }]\n'
+        '[data.clean]\nnear_duplicates = "keep"\n'
+        "[tokenizer]\nmax_length = 32\nvocab_size = 300\n"
+        "[model]\ndepth = 1\nwidth = 32\nhead_dim = 16\n"
+        '[pretrain]\nobjective = "causal"\nbatch_tokens = 512\nsteps = 7\nepochs = 9\n'
+        "log_every = 1\n[evaluate]\nbootstrap = 100\n"
+    )
+    result = danlu.run(tmp_path / "r.toml", tmp_path / "run")
+    stages = tmp_path / "run" / "stages"
+    split = read_json(next(stages.glob("tokenizer-*")) / "report.json")["splits"]["test"]
+    assert split["pieces"] > split["documents"]
+    assert split["truncated"] == 0
+    found = {(row.model, row.metric): row for row in result.metrics if row.split == "test"}
+    loss = found["r", "loss"]
+    assert loss.n == split["tokens"] - split["documents"] - split["pieces"]  # all but <bos>
+    assert "over texts" in loss.interval
+    table = pq.read_table(next(stages.glob("data-*")) / "test.parquet")
+    size = sum(len(text.encode()) for text in table["text"].to_pylist())
+    bits = loss.value * loss.n / math.log(2) / size
+    assert found["r", "bits_per_byte"].value == pytest.approx(bits)
+    lines = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = list(map(json.loads, lines))
+    rows = [row for row in events if row["stage"] == "pretrain" and row["event"] == "step"]
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert all(row["peak_memory_bytes"] > 2**20 for row in rows)
+
+
 def test_regression_and_several_labels_run_end_to_end(tmp_path):
     import csv
     import random

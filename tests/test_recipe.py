@@ -44,6 +44,43 @@ def test_a_misspelt_key_inside_a_source_is_found_too():
     assert "'licence'" in problems({"name": "x", "data": data})["data.sources.0.licens"]
 
 
+def test_the_batch_of_pre_training_is_counted_in_tokens():
+    found = problems(MINIMAL | {"pretrain": {"batch_size": 8}})
+    assert found == {"pretrain.batch_size": "unknown key; did you mean 'batch_tokens'?"}
+    assert "finetune.batch_tokens" in problems(MINIMAL | {"finetune": {"batch_tokens": 8}})
+    assert validate(MINIMAL | {"finetune": {"batch_size": 8}}, "").finetune.batch_size == 8
+
+
+@pytest.mark.parametrize("tokens", [1, 127])
+def test_a_batch_smaller_than_a_row_is_refused_with_what_it_must_hold(tokens):
+    content = MINIMAL | {
+        "tokenizer": {"max_length": 128},
+        "pretrain": {"batch_tokens": tokens},
+    }
+    (problem,) = problems(content).items()
+    assert problem[0] == "pretrain.batch_tokens"
+    assert "at least one row of tokenizer.max_length tokens" in problem[1]
+    validate(content | {"pretrain": {"batch_tokens": 128}}, "test")
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(256, 4096), (8, 4096), (5000, 5000)])
+def test_a_batch_holds_4096_tokens_or_a_row_if_nothing_is_said(length, tokens):
+    recipe, derived = fill(validate(MINIMAL | {"tokenizer": {"max_length": length}}, "test"))
+    assert recipe.pretrain.batch_tokens == tokens
+    assert "pretrain.batch_tokens" in derived
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+    ("key", "bad", "good"),
+    [("steps", -1, 100), ("memory_limit", -0.5, 3.5), ("recompute", "much", True)],
+)
+def test_what_bounds_a_training_is_checked(stage, key, bad, good):
+    assert set(problems(MINIMAL | {stage: {key: bad}})) == {f"{stage}.{key}"}
+    recipe = validate(MINIMAL | {stage: {key: good}}, "test")
+    assert getattr(getattr(recipe, stage), key) == good
+
+
 def test_an_unlike_key_lists_the_known_ones():
     assert "known keys: " in problems(MINIMAL | {"zzzz": 1})["zzzz"]
 

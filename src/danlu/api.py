@@ -17,6 +17,7 @@ def run(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     quiet: bool = True,
+    profile: bool = False,
 ) -> Result:
     """Run a recipe file from raw data to a released model.
 
@@ -30,6 +31,8 @@ def run(
         ``path=value`` pairs, as ``--set`` on the command line.
     quiet : bool
         Whether to keep progress off stderr.
+    profile : bool
+        Whether to measure where the time of a training step goes, for the report.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def run(
 
     filled, _ = recipes.load(recipe, list(overrides))
     folder = Path(out) if out is not None else Path("runs") / filled.name
-    return pipeline.run(filled, folder, Screen(quiet))
+    return pipeline.run(filled, folder, Screen(quiet), profile)
 
 
 class Predictor:

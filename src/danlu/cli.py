@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -146,8 +147,12 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also measure where the time of a step goes.")
+    ] = False,
 ) -> None:
     """Run a recipe from raw data to a released model with its report."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the tracer's messages are not for users
     from danlu import pipeline
     from danlu import recipe as recipes
     from danlu.log import Screen
@@ -156,7 +161,7 @@ def run(
     screen = Screen(quiet=as_json or quiet)
     for path, rule in derived.items():
         screen.say(f"[dim]{path} = {_at(filled, path)}  ({rule})[/]")
-    result = pipeline.run(filled, out or Path("runs") / filled.name, screen)
+    result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile)
     if as_json:
         _print_json({
             "run": str(result.folder), "headline": result.headline, "released": result.released,

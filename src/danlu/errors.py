@@ -122,7 +122,7 @@ def from_machine(error: Exception) -> MachineError | None:
             f"not allowed: {os.strerror(number)}", where=where, mend="choose another folder"
         )
     if isinstance(error, MemoryError) or "not enough memory" in told:
-        return MachineError("out of memory", mend="a smaller batch_size, or accumulate")
+        return MachineError("out of memory", mend="a smaller batch, accumulate, or recompute")
     if isinstance(error, OSError):
         return MachineError(f"the operating system refused: {told}", where=where)
     return None

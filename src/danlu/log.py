@@ -23,6 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LOWER_IS_BETTER = frozenset(
+    {"log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte"}
+)
+"""Metrics of which less is better."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -16,7 +16,7 @@ from danlu.recipe import Recipe, dump
 if TYPE_CHECKING:
     from danlu.data.sources import File
 
-_WIRING = ("pipeline.py", "stages.py", "batch.py")
+_WIRING = ("pipeline.py", "stages.py", "fitting.py", "batch.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Result:
     verdicts: list[dict[str, Any]]
 
 
-def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
+def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Result:
     """Take a recipe from raw data to a released model.
 
     Parameters
@@ -58,6 +58,8 @@ def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
         The run folder.
     screen : Screen
         Shows what happens.
+    profile : bool
+        Whether to measure where the time of a training step goes, for the report.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def run(recipe: Recipe, out: Path, screen: Screen) -> Result:
     store = Store(out, recipe.seed, screen.say)
     try:
         with store.lock():
-            return _Run(recipe, files, store, screen).go()
+            return _Run(recipe, files, store, screen).go(profile)
     except InputError:
         if fresh and not any(store.stages.glob("[!.]*")):
             shutil.rmtree(out, ignore_errors=True)
@@ -104,8 +106,8 @@ class _Run:
         self.recipe, self.files, self.store, self.screen = recipe, files, store, screen
         self.artifacts: dict[str, Artifact] = {}
 
-    def go(self) -> Result:
-        """Run every stage that the recipe asks for."""
+    def go(self, profile: bool) -> Result:
+        """Run every stage that the recipe asks for, and perhaps measure a training step."""
         recipe, root = self.recipe, self.store.root
         (root / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
         live = root / "events.jsonl"
@@ -116,6 +118,8 @@ class _Run:
             self.pretrain()
         if recipe.data.task != "pretrain":
             self.finetune()
+        if profile:
+            self.profile()
         self.baseline()
         self.evaluate()
         self.report()
@@ -148,6 +152,9 @@ class _Run:
     def _keys(self, *names: str) -> dict[str, str]:
         return {name: self.artifacts[name].key for name in names if name in self.artifacts}
 
+    def _paths(self) -> dict[str, Path]:
+        return {name: artifact.path for name, artifact in self.artifacts.items()}
+
     def _events(self, folder: Path) -> Events:
         (folder / "events.jsonl").unlink(missing_ok=True)
         return Events(folder / "events.jsonl", self.store.root / "events.jsonl")
@@ -173,6 +180,7 @@ class _Run:
         """Train the tokenizer on the training split; tokenise every split."""
         section = self.recipe.tokenizer.model_dump(mode="json")
         section["causal"] = self.recipe.model.causal
+        section["task"] = self.recipe.data.task
         folder_of = self.artifacts["data"].path
 
         def make(folder: Path) -> None:
@@ -180,10 +188,13 @@ class _Run:
 
             report = tokenize(self.recipe, folder_of, folder)
             train = report["splits"]["train"]
+            longest = f"{self.recipe.tokenizer.max_length} tokens"
+            long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
+            if train["pieces"]:
+                long = f"long texts go on in {train['pieces']:,} further pieces of"
             self.screen.say(
                 f"  {report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; "
-                f"{train['truncated']:,} of {train['documents']:,} training texts are cut at "
-                f"{self.recipe.tokenizer.max_length} tokens"
+                f"{long} {longest}"
             )
 
         self._build("tokenizer", section, self._keys("data"), ("data",), make)
@@ -203,13 +214,26 @@ class _Run:
         }
 
         def make(folder: Path) -> None:
-            from danlu import stages
+            from danlu.fitting import fit
 
-            function = getattr(stages, stage)
-            paths = {name: artifact.path for name, artifact in self.artifacts.items()}
-            function(self.recipe, paths, folder, self._events(folder), self.screen)
+            fit(stage, self.recipe, self._paths(), folder, self._events(folder), self.screen)
 
         self._build(stage, section, inputs, ("data", "model", "train"), make)
+
+    def profile(self) -> None:
+        """Measure where the time of a training step goes."""
+        stages: list[str] = [name for name in ("pretrain", "finetune") if name in self.artifacts]
+        section = {
+            name: getattr(self.recipe, name).model_dump(mode="json") for name in ("model", *stages)
+        }
+
+        def make(folder: Path) -> None:
+            from danlu.fitting import profile
+
+            profile(self.recipe, self._paths(), folder, stages, self.screen)
+
+        inputs = self._keys("data", "tokenizer", *stages)
+        self._build("profile", section, inputs, ("data", "model", "train"), make)
 
     def baseline(self) -> None:
         """Fit the classical models on the same split."""
@@ -232,8 +256,7 @@ class _Run:
         def make(folder: Path) -> None:
             from danlu.stages import evaluate
 
-            paths = {name: artifact.path for name, artifact in self.artifacts.items()}
-            evaluate(self.recipe, paths, folder)
+            evaluate(self.recipe, self._paths(), folder)
 
         self._build(
             "evaluate", section, inputs, ("audit", "data", "evaluate", "model", "serve"), make

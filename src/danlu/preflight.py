@@ -10,9 +10,9 @@ import numpy as np
 
 from danlu.artifact import read_json
 from danlu.audit import leaks
-from danlu.batch import PADDING, Batch
+from danlu.batch import Batch
 from danlu.data import text
-from danlu.data.load import collate, for_causal, for_masked
+from danlu.data.load import for_causal, for_masked, lay_flat
 from danlu.log import Screen
 from danlu.pipeline import prepare_data
 from danlu.recipe import Recipe
@@ -94,11 +94,11 @@ def _without_loss(recipe: Recipe, documents: text.Documents, vocab_size: int) ->
     idle = 0
     for start in range(0, len(documents), 512):
         rows = np.arange(start, min(start + 512, len(documents)))
-        batch = _targets(
-            recipe, collate([documents[row] for row in rows.tolist()], rows), vocab_size
-        )
+        batch = lay_flat([documents[row] for row in rows.tolist()], rows)
+        batch = _targets(recipe, batch, vocab_size)
         assert batch.weight_BT is not None
-        idle += int((batch.weight_BT.sum(dim=1) == 0).sum())
+        bears = batch.document_BT[batch.weight_BT != 0]
+        idle += len(rows) - len(np.unique(bears.numpy()))
     return idle
 
 
@@ -111,17 +111,17 @@ def _examples(
 ) -> list[dict[str, Any]]:
     """Return five rows as the model will see them, spread over the training split."""
     rows = np.unique(np.linspace(0, len(documents) - 1, _EXAMPLES).astype(np.int64))
-    batch = collate([documents[row] for row in rows.tolist()], rows)
+    batch = lay_flat([documents[row] for row in rows.tolist()], rows)
     if recipe.pretrain.objective != "none":
         batch = _targets(recipe, batch, vocab_size)
     found = []
     for number, row in enumerate(rows.tolist()):
-        real = batch.document_BT[number] != PADDING
-        bears = batch.weight_BT[number][real] if batch.weight_BT is not None else None
+        own = batch.document_BT == number
+        bears = batch.weight_BT[own] if batch.weight_BT is not None else None
         found.append({
             "row": row,
-            "label": labels[row],
-            "pieces": encoder.pieces(batch.ids_BT[number][real].tolist()),
+            "label": labels[documents.text_N[row]],
+            "pieces": encoder.pieces(batch.ids_BT[own].tolist()),
             "targets": encoder.pieces(documents[row].tolist()),
             "bears_loss": [] if bears is None else (bears != 0).tolist(),
         })  # fmt: skip

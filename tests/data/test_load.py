@@ -7,72 +7,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.batch import PADDING, Batch
-from danlu.data.load import Loader, collate, for_causal, for_masked, hide, in_order
-from danlu.data.text import BEGIN_ID, END_ID, MASK_ID, NUM_SPECIAL, PAD_ID, Documents
+from danlu.data.load import DocumentLoader, for_causal, for_masked, hide, in_order, lay, lay_flat
+from danlu.data.text import BEGIN_ID, END_ID, MASK_ID, NUM_SPECIAL, PAD_ID
+from small import VOCAB, made_up, same
 
-VOCAB = 1000
-OBJECTIVES = [("masked", 0.15), ("causal", 0.15), ("document", 0.0), ("document", 0.2)]
-FIELDS = ("ids_BT", "position_BT", "document_BT", "target_BT", "weight_BT", "label", "row_N")
-
-
-def made_up(sizes, seed=0):
-    generator = np.random.default_rng(seed)
-    return Documents.of(
-        [
-            np.array([BEGIN_ID, *generator.integers(NUM_SPECIAL, VOCAB, size - 1)], np.int32)
-            for size in sizes
-        ]
-    )
-
-
+STEP = 64  # tokens of which a batch holds a multiple
 SIZES = np.random.default_rng(3).integers(2, 40, 53)
 DOCUMENTS = made_up(SIZES)
 
 
-def loader(objective="document", mask=0.0, documents=DOCUMENTS, **others):
-    chosen = {"batch_size": 8, "accumulate": 1, "seed": 5, "vocab_size": VOCAB, "labels": None}
-    chosen = chosen | others
-    return Loader(documents=documents, objective=objective, mask_probability=mask, **chosen)
+def loader(mask=0.0, documents=DOCUMENTS, **others):
+    chosen = {"batch_size": 8, "accumulate": 1, "seed": 5, "labels": torch.arange(len(documents))}
+    return DocumentLoader(documents, mask_probability=mask, **chosen | others)
 
 
-def same(one, other):
-    for part, other_part in zip(one, other, strict=True):
-        for name in FIELDS:
-            value, other_value = getattr(part, name), getattr(other_part, name)
-            if value is None or other_value is None:
-                if value is not other_value:
-                    return False
-            elif not torch.equal(value, other_value):
-                return False
-    return True
-
-
-@pytest.mark.parametrize(("objective", "mask"), OBJECTIVES)
+@pytest.mark.parametrize("mask", [0.0, 0.2])
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_batch_depends_on_seed_epoch_and_position_alone(objective, mask, accumulate):
-    one = loader(objective, mask, accumulate=accumulate)
+def test_a_batch_depends_on_seed_epoch_and_position_alone(mask, views, accumulate):
+    one = loader(mask, views=views, accumulate=accumulate)
     forward = {(e, p): one.load(e, p) for e in range(3) for p in range(one.steps_per_epoch)}
-    other = loader(objective, mask, accumulate=accumulate)
+    other = loader(mask, views=views, accumulate=accumulate)
     np.random.default_rng(0).random(3)
     torch.manual_seed(77)
     for place in reversed(forward):  # another order, another object, another global state
         assert same(other.load(*place), forward[place])
 
 
-@pytest.mark.parametrize(("objective", "mask"), OBJECTIVES)
-def test_seed_and_epoch_change_what_a_batch_holds(objective, mask):
-    first = loader(objective, mask).load(0, 0)
-    assert not same(first, loader(objective, mask).load(1, 0))
-    assert not same(first, loader(objective, mask, seed=6).load(0, 0))
+@pytest.mark.parametrize("mask", [0.0, 0.2])
+def test_seed_and_epoch_change_what_a_batch_holds(mask):
+    first = loader(mask).load(0, 0)
+    assert not same(first, loader(mask).load(1, 0))
+    assert not same(first, loader(mask, seed=6).load(0, 0))
 
 
-def test_the_same_rows_are_masked_otherwise_in_another_epoch():
-    # One batch of documents that all differ in length has one order in every epoch.
-    one = loader("masked", 0.15, documents=made_up(range(5, 37)), batch_size=32)
-    (first,), (second,) = one.load(0, 0), one.load(1, 0)
-    assert torch.equal(first.row_N, second.row_N)
-    assert torch.equal(first.target_BT, second.target_BT)
-    assert not torch.equal(first.weight_BT, second.weight_BT)
+def test_the_same_documents_are_hidden_otherwise_in_another_epoch():
+    one = loader(0.3, documents=made_up([64] * 4), batch_size=4)
+    hidden = []
+    for epoch in range(2):
+        (batch,) = one.load(epoch, 0)
+        order = batch.row_N.argsort()
+        hidden.append((batch.ids_BT.view(4, 64) == MASK_ID)[order])
+    assert not torch.equal(*hidden)
 
 
 @given(
@@ -80,10 +56,13 @@ def test_the_same_rows_are_masked_otherwise_in_another_epoch():
     batch_size=st.integers(1, 20),
     accumulate=st.integers(1, 5),
     epoch=st.integers(0, 3),
+    longest=st.sampled_from([6, 200]),
 )
-@settings(deadline=None, max_examples=40)
-def test_every_row_comes_once_an_epoch(number, batch_size, accumulate, epoch):
-    documents = made_up(np.random.default_rng(number).integers(2, 6, number))
+@settings(deadline=None, max_examples=60)
+def test_every_document_comes_once_an_epoch_in_batches_of_the_size_asked_for(
+    number, batch_size, accumulate, epoch, longest
+):
+    documents = made_up(np.random.default_rng(number).integers(2, longest, number))
     one = loader(documents=documents, batch_size=batch_size, accumulate=accumulate)
     rows = []
     assert one.steps_per_epoch == -(-number // batch_size)
@@ -91,51 +70,119 @@ def test_every_row_comes_once_an_epoch(number, batch_size, accumulate, epoch):
         parts = one.load(epoch, position)
         assert 1 <= len(parts) <= accumulate
         assert all(part.num_documents for part in parts)
-        assert sum(part.num_documents for part in parts) <= batch_size
+        left = number - position * batch_size
+        assert sum(part.num_documents for part in parts) == min(batch_size, left)
         rows += [int(row) for part in parts for row in part.row_N]
     assert sorted(rows) == list(range(number))
 
 
-def test_more_rows_than_one_pool_still_come_once_an_epoch():
-    documents = made_up(np.random.default_rng(0).integers(2, 6, 233))  # pools of 50 × 2
-    one = loader(documents=documents, batch_size=2)
-    rows = [int(row) for p in range(117) for row in one.load(0, p)[0].row_N]
-    assert one.steps_per_epoch == 117
-    assert sorted(rows) == list(range(233))
+@pytest.mark.parametrize("views", [1, 2])
+def test_nearly_all_batches_come_out_even_and_none_is_padded_by_a_step(views):
+    documents = made_up(np.random.default_rng(0).integers(5, 200, 6000))
+    one = loader(documents=documents, batch_size=32, views=views)
+    even = padding = tokens = 0
+    for position in range(one.steps_per_epoch):
+        (batch,) = one.load(1, position)
+        assert batch.ids_BT.shape[0] == 1
+        assert batch.ids_BT.shape[1] % STEP == 0
+        empty = batch.ids_BT.shape[1] - batch.num_tokens
+        assert 0 <= empty < STEP
+        even += empty == 0
+        padding, tokens = padding + empty, tokens + batch.num_tokens
+    assert tokens == views * documents.sizes.sum()
+    assert even >= 0.97 * one.steps_per_epoch, f"{even} of {one.steps_per_epoch}"
+    assert padding < 1e-3 * tokens
 
 
+def test_batches_are_random_although_they_come_out_even():
+    # Which documents meet in a batch is to differ from epoch to epoch.
+    documents = made_up(np.random.default_rng(0).integers(5, 200, 640))
+    one = loader(documents=documents, batch_size=32)
+
+    def company(epoch):
+        found = set()
+        for position in range(one.steps_per_epoch):
+            rows = sorted(one.load(epoch, position)[0].row_N.tolist())
+            found |= {(a, b) for a in rows for b in rows if a < b}
+        return found
+
+    first, second = company(0), company(1)
+    by_chance = len(first) * 31 / 639
+    assert len(first & second) < 1.3 * by_chance
+
+
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_rows_labels_and_ids_stay_together(accumulate):
+def test_rows_labels_and_ids_stay_together(accumulate, views):
     labels = torch.arange(len(SIZES)) * 10
-    one = loader(accumulate=accumulate, labels=labels)
+    one = loader(accumulate=accumulate, labels=labels, views=views)
     for position in range(one.steps_per_epoch):
         for part in one.load(0, position):
             assert torch.equal(part.label, part.row_N * 10)
+            assert part.num_documents == len(part.row_N)
             for number, row in enumerate(part.row_N.tolist()):
                 held = part.ids_BT[part.document_BT == number].numpy()
                 np.testing.assert_array_equal(held, DOCUMENTS[row])
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_views_follow_each_other_as_whole_batches(accumulate):
+    one = loader(0.3, views=2, accumulate=accumulate)
+    for position in range(one.steps_per_epoch):
+        for part in one.load(0, position):
+            first, second = part.row_N.chunk(2)
+            assert torch.equal(first, second)
+            assert len(first.unique()) == len(first)
+
+
 def test_a_step_holds_the_same_rows_in_however_many_parts():
-    whole, parts = loader(accumulate=1), loader(accumulate=4)
+    documents = made_up(np.random.default_rng(0).integers(5, 200, 400))
+    whole, parts = (loader(documents=documents, accumulate=number) for number in (1, 4))
     for position in range(whole.steps_per_epoch):
         wanted = whole.load(2, position)[0].row_N.tolist()
         assert [row for part in parts.load(2, position) for row in part.row_N.tolist()] == wanted
 
 
-def test_collated_documents_are_padded_to_a_common_length():
-    batch = collate([DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[2]], np.array([0, 1, 2]))
-    num_rows, length = batch.ids_BT.shape
-    assert num_rows == batch.num_documents == 3
-    assert length % 16 == 0
-    assert length - 16 < max(SIZES[:3]) <= length
-    assert batch.num_tokens == SIZES[:3].sum()
-    for number in range(3):
-        real = batch.document_BT[number] == number
-        assert int(real.sum()) == SIZES[number]
-        assert (batch.document_BT[number][~real] == PADDING).all()
-        assert (batch.ids_BT[number][~real] == PAD_ID).all()
-        assert batch.position_BT[number].tolist() == list(range(length))
+def assert_laid(batch, documents):
+    """Each document stands in one piece, positions from 0, and the rest is padding."""
+    assert batch.num_documents == len(documents)
+    assert batch.num_tokens == sum(map(len, documents))
+    for number, tokens in enumerate(documents):
+        own = batch.document_BT == number
+        where = own.nonzero()
+        assert len(where[:, 0].unique()) == 1
+        assert where[:, 1].tolist() == list(range(where[0, 1], where[0, 1] + len(tokens)))
+        assert batch.ids_BT[own].tolist() == tokens.tolist()
+        assert batch.position_BT[own].tolist() == list(range(len(tokens)))
+    assert (batch.ids_BT[batch.document_BT == PADDING] == PAD_ID).all()
+
+
+@given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_documents_laid_flat_share_one_row_of_a_multiple_of_64_tokens(sizes):
+    documents = made_up(sizes)
+    chosen = [documents[row] for row in range(len(sizes))]
+    numbers, labels = np.arange(len(sizes)) + 100, torch.arange(len(sizes)) * 2
+    batch = lay_flat(chosen, numbers, labels)
+    assert_laid(batch, chosen)
+    assert batch.ids_BT.shape == (1, -(-sum(sizes) // STEP) * STEP)
+    assert batch.row_N.tolist() == numbers.tolist()
+    assert torch.equal(batch.label, labels)
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_documents_laid_in_rows_stand_in_the_rows_given(rows):
+    documents = made_up([size for row in rows for size in row] or [1])
+    numbers = iter(range(len(documents)))
+    laid = [[documents[next(numbers)] for _ in row] for row in rows]
+    total = sum(map(len, rows))
+    batch = lay(laid, 36, np.arange(total))
+    assert batch.ids_BT.shape == (len(rows), 36)
+    assert_laid(batch, [tokens for row in laid for tokens in row])
+    for number, row in enumerate(rows):
+        owners = batch.document_BT[number].unique()
+        assert (owners != PADDING).sum() == len(row)
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=40), batch_size=st.integers(1, 12))
@@ -154,7 +201,7 @@ def test_in_order_covers_every_row_once_from_short_to_long(sizes, batch_size):
 def masked(sizes, probability=0.15, seed=0):
     documents = made_up(sizes)
     rows = np.arange(len(sizes))
-    plain = collate([documents[row] for row in rows], rows)
+    plain = lay([[documents[row]] for row in rows], max(sizes), rows)
     return plain, for_masked(plain, probability, VOCAB, np.random.default_rng(seed))
 
 
@@ -243,17 +290,16 @@ def test_causal_targets_are_the_next_token_and_never_of_another_document():
 
 
 def test_causal_batches_score_every_token_but_the_first_of_each_document():
-    one = loader("causal")
-    for position in range(one.steps_per_epoch):
-        (batch,) = one.load(0, position)
+    for plain in in_order(DOCUMENTS, 8):
+        batch = for_causal(plain)
         for number, row in enumerate(batch.row_N.tolist()):
-            bears = batch.weight_BT[number] != 0
-            np.testing.assert_array_equal(batch.target_BT[number][bears], DOCUMENTS[row][1:])
+            bears = (batch.weight_BT != 0) & (batch.document_BT == number)
+            np.testing.assert_array_equal(batch.target_BT[bears], DOCUMENTS[row][1:])
 
 
 def test_hiding_spares_special_tokens_and_padding():
     documents = made_up([101] * 100)
-    plain = collate([documents[row] for row in range(100)], np.arange(100))
+    plain = lay_flat([documents[row] for row in range(100)], np.arange(100))
     batch = hide(plain, 0.2, np.random.default_rng(0))
     changed = batch.ids_BT != plain.ids_BT
     assert (batch.ids_BT[changed] == MASK_ID).all()

@@ -1,6 +1,7 @@
 """The tokenizer loses nothing, knows every byte and obeys no text."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -85,11 +86,76 @@ def test_a_long_text_is_cut_and_counted(encoder):
     assert documents[0].tolist() == whole[0][:8].tolist()
     assert lengths[0] == len(whole[0])
     assert len(documents[1]) == lengths[1] == 2
-    report = coverage(["好" * 50, "a"], lengths, 8)
+    report = coverage(["好" * 50, "a"], lengths, Documents.of(documents))
+    assert report["documents"] == 2
+    assert report["pieces"] == 0
     assert report["truncated"] == 1
     assert report["tokens"] == 10
     assert report["truncated_token_share"] == round(1 - 10 / lengths.sum(), 5)
     assert report["bytes_per_token"] == round(151 / (lengths.sum() - 2), 4)
+
+
+@settings(deadline=None)
+@given(
+    contents=st.lists(st.lists(st.integers(4, 99), max_size=40), min_size=1, max_size=8),
+    length=st.integers(2, 20),
+)
+def test_pieces_hold_every_token_after_the_beginning_once(contents, length):
+    texts = [np.array([BEGIN_ID, *content], np.int32) for content in contents]
+    documents = Documents.in_pieces(texts, length)
+    assert documents.sizes.max() <= length
+    assert (np.diff(documents.text_N) >= 0).all()
+    assert set(documents.text_N.tolist()) == set(range(len(texts)))  # the empty one too
+    found = [[] for _ in texts]
+    for row, text in enumerate(documents.text_N.tolist()):
+        piece = documents[row].tolist()
+        assert piece[0] == BEGIN_ID
+        assert BEGIN_ID not in piece[1:]
+        found[text] += piece[1:]
+    assert found == contents
+    for text, content in enumerate(contents):
+        own = documents.sizes[documents.text_N == text]
+        assert (own[:-1] == length).all(), "only a text's last piece may be short"
+        assert len(own) == max(1, -(-len(content) // (length - 1)))
+
+
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.text(alphabet="ab 好", max_size=40), min_size=1, max_size=6),
+    length=st.integers(8, 20),
+    causal=st.booleans(),
+)
+def test_coverage_counts_pieces_and_cuts_nothing(encoder, texts, length, causal):
+    whole, lengths = Encoder(encoder.tokenizer, sys.maxsize, causal)(texts)
+    assert lengths.tolist() == [len(ids) for ids in whole]
+    documents = Documents.in_pieces(whole, length)
+    report = coverage(texts, lengths, documents)
+    assert report["documents"] == len(texts)
+    assert report["pieces"] == len(documents) - len(texts)
+    assert report["truncated"] == 0
+    assert report["truncated_token_share"] == 0
+    # What the model sees: a text's tokens, and a <bos> for each further piece.
+    assert report["tokens"] == lengths.sum() + report["pieces"]
+    size = sum(len(text.encode()) for text in texts)
+    assert report["bytes_per_token"] == round(size / max(1, lengths.sum() - len(texts)), 4)
+    assert report["p95_tokens"] == int(np.quantile(lengths, 0.95))
+
+
+def test_a_text_in_pieces_ends_with_one_end_token(encoder):
+    whole, _ = Encoder(encoder.tokenizer, sys.maxsize, causal=True)(["好" * 50, "a"])
+    documents = Documents.in_pieces(whole, 8)
+    assert (documents.ids == END_ID).sum() == 2
+    last = np.flatnonzero(np.diff(documents.text_N, append=2))
+    assert [documents[row][-1] for row in last] == [END_ID, END_ID]
+
+
+def test_the_bytes_of_a_text_are_those_of_its_pieces(encoder):
+    text = CORPUS[0] * 5 + "<mask> é👩‍👧"
+    whole, _ = encoder([text])
+    documents = Documents.in_pieces(whole, 9)
+    assert len(documents) == 5
+    held = sum(encoder.bytes_of(documents[row]) for row in range(len(documents)))
+    assert held == len(text.encode())
 
 
 def test_a_causal_document_ends_with_the_end_token_unless_cut(encoder):
@@ -120,6 +186,17 @@ def test_documents_come_back_from_disk_as_they_were(tmp_path_factory, contents):
     loaded = Documents.load(folder, "train")
     assert [loaded[i].tolist() for i in range(len(loaded))] == contents
     assert loaded.sizes.tolist() == list(map(len, contents))
+    assert loaded.text_N.tolist() == list(range(len(contents)))
+
+
+def test_pieces_come_back_from_disk_with_the_texts_that_they_are_of(tmp_path):
+    texts = [np.arange(2, 2 + size, dtype=np.int32) for size in (10, 3, 17)]
+    documents = Documents.in_pieces(texts, 6)
+    documents.save(tmp_path, "train")
+    loaded = Documents.load(tmp_path, "train")
+    assert loaded.text_N.tolist() == documents.text_N.tolist() == [0, 0, 1, 2, 2, 2, 2]
+    assert loaded.ids.tolist() == documents.ids.tolist()
+    assert loaded.offsets.tolist() == documents.offsets.tolist()
 
 
 def test_no_documents_are_refused():

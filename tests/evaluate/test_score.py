@@ -10,8 +10,8 @@ from sklearn import metrics as reference
 
 from danlu.evaluate.intervals import WILSON, Bootstrap, wilson
 from danlu.evaluate.score import (
-    LOWER_IS_BETTER,
     Scored,
+    areas,
     class_metrics,
     curves,
     differences,
@@ -21,6 +21,7 @@ from danlu.evaluate.score import (
     slices,
     value_metrics,
 )
+from danlu.log import LOWER_IS_BETTER
 
 
 def _classified(n, num_classes, seed=0):
@@ -406,3 +407,17 @@ def test_curves_of_values_are_points_and_of_labels_nothing():
     assert found == {"points": [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]]}
     labels = Scored("m", "test", np.ones((3, 2), bool), np.ones((3, 2)))
     assert curves(labels, "multilabel", ["a", "b"]) == {}
+
+
+@pytest.mark.parametrize("decimals", [1, 3, 9])
+def test_areas_are_those_of_scikit_learn(decimals):
+    generator = np.random.default_rng(decimals)
+    for size in (2, 5, 40, 1000):
+        truth = (generator.random(size) < 0.4).astype(float)
+        truth[:2] = 0, 1
+        score = np.round(generator.random(size), decimals)  # few decimals: many ties
+        expected = (
+            reference.roc_auc_score(truth, score),
+            reference.average_precision_score(truth, score),
+        )
+        assert areas(truth, score) == pytest.approx(expected, abs=1e-12)

@@ -51,6 +51,7 @@ def _train_ids():
 
 def _measure(kind, documents=None, **changes):
     documents = documents or _documents()
+    changes = {"text_N": np.arange(len(documents))} | changes
     settings = {
         "train_ids": _train_ids(), "name": "ours", "objective": kind,
         "seen_bytes": np.asarray([len(text.encode()) for text in TEXTS]),
@@ -66,18 +67,20 @@ def _by_hand(kind):
     counts = np.bincount(_train_ids(), minlength=VOCAB) + 1
     for batch in _batches(kind, _documents()):
         with torch.no_grad():
-            everywhere = model.head(model.hidden(batch), model.backbone.embedding.weight)
+            hidden = model.head.transform(model.hidden(batch))
+            everywhere = hidden @ model.backbone.embedding.weight.T
+            if model.head.bias is not None:
+                everywhere = everywhere + model.head.bias
         chance = torch.log_softmax(everywhere.double(), -1)
-        for line, row in enumerate(batch.row_N.tolist()):
-            places = [t for t in range(batch.ids_BT.shape[1]) if batch.weight_BT[line, t] != 0]
-            targets = [int(batch.target_BT[line, t]) for t in places]
+        for number, row in enumerate(batch.row_N.tolist()):
+            own = (batch.document_BT == number) & (batch.weight_BT != 0)
+            places = [tuple(place) for place in own.nonzero().tolist()]
+            targets = [int(batch.target_BT[place]) for place in places]
+            both = list(zip(places, targets, strict=True))
             found[row] = (
-                [-float(chance[line, t, g]) for t, g in zip(places, targets, strict=True)],
-                [-np.log(counts[g] / counts.sum()) for g in targets],
-                [
-                    int(everywhere[line, t].argmax()) == g
-                    for t, g in zip(places, targets, strict=True)
-                ],
+                [-float(chance[(*place, goal)]) for place, goal in both],
+                [-np.log(counts[goal] / counts.sum()) for goal in targets],
+                [int(everywhere[place].argmax()) == goal for place, goal in both],
             )
     return found
 
@@ -123,7 +126,7 @@ def test_intervals_come_from_resampling_documents():
     rows = _measure("causal", documents, seen_bytes=np.full(20, 4))
     for row in rows.values():
         assert row.low < row.value < row.high
-        assert "documents" in row.interval
+        assert "over texts" in row.interval
     again = _measure("causal", documents, seen_bytes=np.full(20, 4))
     assert again == rows
     assert _measure("causal", documents, seen_bytes=np.full(20, 4), seed=1) != rows
@@ -144,9 +147,25 @@ def test_the_order_of_batches_changes_nothing():
     seen = np.asarray([len(text.encode()) for text in TEXTS])
     settings = ("ours", "causal", VOCAB, torch.device("cpu"), 100, 0)
     model, batches = _model("causal"), _batches("causal", documents, 1)
-    forward = measure(model, batches, _train_ids(), seen, *settings)
-    backward = measure(model, batches[::-1], _train_ids(), seen, *settings)
+    forward = measure(model, batches, _train_ids(), seen, np.arange(3), *settings)
+    backward = measure(model, batches[::-1], _train_ids(), seen, np.arange(3), *settings)
     assert [row.value for row in forward] == pytest.approx([row.value for row in backward])
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_pieces_of_one_text_are_resampled_together(kind):
+    # The second and third document are pieces of one text.
+    rows, hand = _measure(kind, text_N=np.array([0, 1, 1])), _by_hand(kind)
+    apart = _measure(kind)
+    texts = [hand[0], tuple(a + b for a, b in zip(hand[1], hand[2], strict=True))]
+    loss = np.asarray([sum(text[0]) for text in texts])
+    count = np.asarray([len(text[0]) for text in texts])
+    draws = [loss[r].sum() / count[r].sum() for r in Bootstrap(2, 100, 0).rows]
+    found = rows["ours", "loss"]
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-5)
+    for key, row in rows.items():  # how texts are cut changes no value, only its interval
+        assert row.value == pytest.approx(apart[key].value)
+        assert row.n == apart[key].n
 
 
 def test_an_unseen_token_has_a_finite_unigram_loss():

@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from references import place
 
 from danlu.batch import PADDING
+from danlu.model import native
 from danlu.model.backbone import Backbone, BackboneConfig
 from danlu.model.heads import build
-from tolerances import COMPOSED, SIMPLE
+from tolerances import BFLOAT16, COMPOSED, SIMPLE
 
 VOCAB = 40
+# The smallest sizes that all kernels take; the others are computed by the plain operations.
+KERNELS = {"dim": 32, "head_dim": 16, "hidden_dim": 48}
+SIZES = pytest.mark.parametrize("sizes", [{}, KERNELS], ids=["plain", "kernels"])
 
 
 def make(**others):
@@ -47,17 +52,18 @@ def ids():
     return torch.randint(4, VOCAB, (20,))
 
 
+@SIZES
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("num_kv_heads", [4, 1])
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (7, 13), (33, 7)])
 def test_two_documents_in_one_row_are_as_if_each_were_alone(
-    first, second, num_kv_heads, qk_norm, causal
+    first, second, num_kv_heads, qk_norm, causal, sizes
 ):
     torch.manual_seed(3)
-    backbone = draw(make(num_kv_heads=num_kv_heads, qk_norm=qk_norm, causal=causal))
+    backbone = draw(make(num_kv_heads=num_kv_heads, qk_norm=qk_norm, causal=causal, **sizes))
     one, two = torch.randint(4, VOCAB, (first,)), torch.randint(4, VOCAB, (second,))
-    direction = torch.randn(first + second, 16)
+    direction = torch.randn(first + second, backbone.config.dim)
     weights = list(backbone.parameters())
 
     packed = backbone(
@@ -74,8 +80,9 @@ def test_two_documents_in_one_row_are_as_if_each_were_alone(
         torch.testing.assert_close(gradient, wanted_gradient, rtol=COMPOSED, atol=COMPOSED)
 
 
-def test_a_row_without_document_borders_is_something_else(ids):
-    backbone = Backbone(make())
+@SIZES
+def test_a_row_without_document_borders_is_something_else(ids, sizes):
+    backbone = Backbone(make(**sizes))
     packed = backbone(
         ids[None],
         torch.cat((torch.arange(8), torch.arange(12)))[None],
@@ -84,9 +91,10 @@ def test_a_row_without_document_borders_is_something_else(ids):
     assert (packed[:8] - alone(backbone, ids[:8])).abs().max() > 100 * SIMPLE
 
 
+@SIZES
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_later_token_changes_what_stands_before_it_only_without_causality(ids, causal):
-    backbone = Backbone(make(causal=causal))
+def test_a_later_token_changes_what_stands_before_it_only_without_causality(ids, causal, sizes):
+    backbone = Backbone(make(causal=causal, **sizes))
     changed = ids.clone()
     changed[12] = (ids[12] + 1 - 4) % (VOCAB - 4) + 4
     before, after = alone(backbone, ids), alone(backbone, changed)
@@ -98,8 +106,9 @@ def test_a_later_token_changes_what_stands_before_it_only_without_causality(ids,
         assert (moved[:12] > 0).all()
 
 
-def test_a_causal_gradient_never_comes_from_behind(ids):
-    backbone = Backbone(make(causal=True))
+@SIZES
+def test_a_causal_gradient_never_comes_from_behind(ids, sizes):
+    backbone = Backbone(make(causal=True, **sizes))
     found = {}
 
     def keep(_module, _inputs, out):
@@ -113,11 +122,12 @@ def test_a_causal_gradient_never_comes_from_behind(ids):
     assert not size[8:].any()
 
 
+@SIZES
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("extra", [1, 11])
-def test_padding_changes_neither_outputs_nor_gradients(ids, extra, causal):
-    backbone = draw(make(causal=causal))
-    weights, direction = list(backbone.parameters()), torch.randn(20, 16)
+def test_padding_changes_neither_outputs_nor_gradients(ids, extra, causal, sizes):
+    backbone = draw(make(causal=causal, **sizes))
+    weights, direction = list(backbone.parameters()), torch.randn(20, backbone.config.dim)
     padded = backbone(
         torch.cat((ids, torch.randint(0, VOCAB, (extra,))))[None],
         torch.arange(20 + extra)[None],
@@ -132,14 +142,16 @@ def test_padding_changes_neither_outputs_nor_gradients(ids, extra, causal):
         torch.testing.assert_close(gradient, wanted_gradient, rtol=COMPOSED, atol=COMPOSED)
 
 
-def test_the_order_of_tokens_matters(ids):
-    backbone = Backbone(make())
+@SIZES
+def test_the_order_of_tokens_matters(ids, sizes):
+    backbone = Backbone(make(**sizes))
     turned = alone(backbone, ids.flip(0)).flip(0)
     assert (alone(backbone, ids) - turned).abs().max() > 100 * SIMPLE
 
 
-def test_a_token_stands_where_its_position_says_and_not_where_the_row_holds_it(ids):
-    backbone = Backbone(make())
+@SIZES
+def test_a_token_stands_where_its_position_says_and_not_where_the_row_holds_it(ids, sizes):
+    backbone = Backbone(make(**sizes))
     order = torch.randperm(20)
     document = torch.zeros(1, 20, dtype=torch.int64)
     mixed = backbone(ids[order][None], order[None], document)[0]
@@ -148,12 +160,106 @@ def test_a_token_stands_where_its_position_says_and_not_where_the_row_holds_it(i
     assert (stretched - alone(backbone, ids)).abs().max() > 100 * SIMPLE
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(ids):
-    backbone = Backbone(make())
+@SIZES
+def test_a_row_does_not_depend_on_the_rows_beside_it(ids, sizes):
+    backbone = Backbone(make(**sizes))
     rows = torch.stack((ids, ids.flip(0)))
     document = torch.arange(2)[:, None].expand(2, 20)
     both = backbone(rows, torch.arange(20).expand(2, 20), document)
     torch.testing.assert_close(both[0], alone(backbone, ids), rtol=SIMPLE, atol=SIMPLE)
+
+
+ROWS = [[49, 20], [3, 66], [70], [17, 1, 2, 16], []]
+
+
+def learn(backbone, autocast=False):
+    """Outputs and parameter gradients for rows of documents with padding behind them."""
+    position, document = place(ROWS)
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(4, VOCAB, position.shape, generator=generator)
+    direction = torch.randn(*ids.shape, backbone.config.dim, generator=generator)
+    direction[document == PADDING] = 0
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = backbone(ids, position, document)
+    weights = list(backbone.parameters())
+    return out.detach(), torch.autograd.grad(out, weights, direction.to(out.dtype))
+
+
+CONFIGS = [
+    {"causal": True, "num_kv_heads": 4},
+    {"qk_norm": True, "num_kv_heads": 1},
+    {"activation": "gelu"},
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["causal", "qk_norm", "gelu"])
+def test_many_packed_rows_are_as_if_each_document_were_alone(config):
+    torch.manual_seed(3)
+    backbone = draw(make(**KERNELS | config))
+    position, document = place(ROWS)
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(4, VOCAB, position.shape, generator=generator)
+    direction = torch.randn(*ids.shape, 32, generator=generator)
+    packed, found = learn(backbone)
+    total = 0
+    for number in range(int(document.max()) + 1):
+        inside = document == number
+        out = alone(backbone, ids[inside])
+        torch.testing.assert_close(packed[inside], out, rtol=SIMPLE, atol=SIMPLE)
+        total = total + (out * direction[inside]).sum()
+    wanted = torch.autograd.grad(total, list(backbone.parameters()))
+    for gradient, wanted_gradient in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=COMPOSED, atol=COMPOSED)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["causal", "qk_norm", "gelu"])
+def test_the_kernels_and_the_plain_operations_agree(config, monkeypatch):
+    torch.manual_seed(3)
+    backbone = draw(make(**KERNELS | config))
+    assert native.library() is not None
+    out, found = learn(backbone)
+    half, _ = learn(backbone, autocast=True)
+    monkeypatch.setattr(native, "library", lambda: None)
+    plain, wanted = learn(backbone)
+    assert not torch.equal(out, plain)  # or the kernels were not asked
+    torch.testing.assert_close(out, plain, rtol=SIMPLE, atol=SIMPLE)
+    for gradient, wanted_gradient in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=COMPOSED, atol=COMPOSED)
+    # A dozen operations in bfloat16 lie between, each with an error of its own.
+    error = (half.float() - plain)[place(ROWS)[1] != PADDING]
+    assert error.pow(2).mean().sqrt() < BFLOAT16 * plain.pow(2).mean().sqrt()
+
+
+@SIZES
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_computing_layers_again_changes_no_bit_of_a_gradient(sizes, dropout, autocast):
+    torch.manual_seed(3)
+    backbone = draw(make(dropout=dropout, num_layers=3, **sizes))
+    results = []
+    for checkpoint in (False, True):
+        backbone.checkpoint = checkpoint
+        torch.manual_seed(9)  # of the dropout
+        results.append(learn(backbone, autocast))
+    (out, gradients), (other_out, other_gradients) = results
+    assert torch.equal(out, other_out)
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        assert torch.equal(gradient, other)
+
+
+def test_layers_are_computed_again_for_a_gradient_and_only_then(ids):
+    backbone, calls = Backbone(make(num_layers=3)), []
+    for layer in backbone.layers:
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    for checkpoint, wanted in ((False, 3), (True, 6)):
+        backbone.checkpoint = checkpoint
+        calls.clear()
+        alone(backbone, ids).sum().backward()
+        assert len(calls) == wanted
+        calls.clear()
+        with torch.no_grad():
+            alone(backbone, ids)
+        assert len(calls) == 3
 
 
 def test_dropout_acts_in_training_and_rests_in_evaluation(ids):

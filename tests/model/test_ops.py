@@ -1,9 +1,19 @@
 """The operations and the block against float64 references, gradients included."""
 
-import math
-
 import pytest
 import torch
+import torch.nn.functional as F
+from references import (
+    THETA,
+    agree,
+    close,
+    reference_attention,
+    reference_block,
+    reference_cross_entropy,
+    reference_feed_forward,
+    reference_norm,
+    reference_rotate,
+)  # fmt: skip
 
 from danlu.batch import PADDING
 from danlu.model import ops
@@ -12,7 +22,6 @@ from tolerances import SIMPLE
 
 HEADS = [(1, 1), (4, 4), (4, 2), (4, 1)]
 LENGTHS = [1, 7, 33]
-THETA = 10_000.0
 
 
 def layout(length):
@@ -24,92 +33,6 @@ def layout(length):
         document[1, :cut], document[1, cut:end], document[1, end:] = 1, 2, PADDING
         position[1] = torch.cat((torch.arange(cut), torch.arange(length - cut)))
     return position, document
-
-
-def reference_norm(x, weight, epsilon):
-    return weight * x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + epsilon)
-
-
-def reference_rotate(x_BTAH, position_BT):
-    """Rotary embedding as a product of complex numbers."""
-    half = x_BTAH.shape[-1] // 2
-    frequency = torch.tensor([THETA ** (-i / half) for i in range(half)], dtype=torch.float64)
-    angle = position_BT.double()[:, :, None, None] * frequency
-    number = torch.complex(x_BTAH[..., :half], x_BTAH[..., half:])
-    turned = number * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat((turned.real, turned.imag), dim=-1)
-
-
-def reference_attention(q_BTAH, k_BTKH, v_BTKH, document_BT, causal):
-    """Softmax attention, one query at a time over the keys that it may see."""
-    num_rows, length, num_heads, head_dim = q_BTAH.shape
-    group = num_heads // k_BTKH.shape[2]
-    rows = []
-    for b in range(num_rows):
-        for t in range(length):
-            seen = [
-                s
-                for s in range(length)
-                if document_BT[b, s] == document_BT[b, t] and (s <= t or not causal)
-            ]
-            for a in range(num_heads):
-                keys, values = k_BTKH[b, seen, a // group], v_BTKH[b, seen, a // group]
-                power = torch.exp(keys @ q_BTAH[b, t, a] / math.sqrt(head_dim))
-                rows.append((power / power.sum()) @ values)
-    return torch.stack(rows).reshape(q_BTAH.shape)
-
-
-def reference_feed_forward(x, weights):
-    up = torch.einsum("...d,fd->...f", x, weights["up_proj.weight"])
-    if "gate_proj.weight" in weights:
-        gate = torch.einsum("...d,fd->...f", x, weights["gate_proj.weight"])
-        hidden = gate / (1 + torch.exp(-gate)) * up
-    else:
-        hidden = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
-    return torch.einsum("...f,df->...d", hidden, weights["down_proj.weight"])
-
-
-def reference_block(x, weights, position, document, config):
-    def part(prefix):
-        return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-    def project(name, num_heads):
-        flat = torch.einsum("btd,nd->btn", normed, weights[f"attention.{name}.weight"])
-        return flat.reshape(*flat.shape[:2], num_heads, config.head_dim)
-
-    epsilon = config.norm_epsilon
-    normed = reference_norm(x, weights["attention_norm.weight"], epsilon)
-    q, k = project("q_proj", config.num_heads), project("k_proj", config.num_kv_heads)
-    v = project("v_proj", config.num_kv_heads)
-    if config.qk_norm:
-        q = reference_norm(q, weights["attention.q_norm.weight"], epsilon)
-        k = reference_norm(k, weights["attention.k_norm.weight"], epsilon)
-    q, k = reference_rotate(q, position), reference_rotate(k, position)
-    out = reference_attention(q, k, v, document, config.causal)
-    out = out.reshape(*x.shape[:2], -1)
-    x = x + torch.einsum("btn,dn->btd", out, weights["attention.o_proj.weight"])
-    normed = reference_norm(x, weights["feed_forward_norm.weight"], epsilon)
-    return x + reference_feed_forward(normed, part("feed_forward."))
-
-
-def close(actual, expected):
-    torch.testing.assert_close(
-        actual.double(), expected, rtol=SIMPLE, atol=SIMPLE, check_dtype=True
-    )
-
-
-def agree(function, reference, *inputs):
-    """Compare the outputs, and the gradient of every input, of two functions."""
-    ours = [x.clone().requires_grad_() for x in inputs]
-    theirs = [x.double().requires_grad_() for x in inputs]
-    out, expected = function(*ours), reference(*theirs)
-    assert out.dtype == torch.float32
-    close(out, expected)
-    direction = torch.randn(out.shape)
-    found = torch.autograd.grad(out, ours, direction)
-    wanted = torch.autograd.grad(expected, theirs, direction.double())
-    for gradient, wanted_gradient in zip(found, wanted, strict=True):
-        close(gradient, wanted_gradient)
 
 
 def agree_module(module, reference, x):
@@ -139,40 +62,18 @@ def _seeded():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
-def test_attention_agrees_with_one_query_at_a_time(num_heads, num_kv_heads, length, causal):
-    _, document = layout(length)
+def test_attention_agrees_with_one_document_at_a_time(num_heads, num_kv_heads, length, causal):
+    position, document = layout(length)
     q = torch.randn(2, length, num_heads, 8)
     k, v = torch.randn(2, 2, length, num_kv_heads, 8)
+    table = ops.rotary_table(position, 8, THETA)
     agree(
-        lambda q, k, v: ops.attention(q, k, v, ops.document_mask(document, causal)),
-        lambda q, k, v: reference_attention(q, k, v, document, causal),
+        lambda q, k, v: ops.attention(q, k, v, *table, ops.Layout.of(document, causal)),
+        lambda q, k, v: reference_attention(q, k, v, position, document, causal),
         q,
         k,
         v,
     )
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_mask_is_true_only_inside_a_document_and_not_ahead(causal):
-    document = torch.tensor([[0, 0, 1, 1, 1, PADDING], [2, 2, 2, 2, 2, 2]])
-    mask = ops.document_mask(document, causal)
-    assert mask.shape == (2, 1, 6, 6)
-    for b in range(2):
-        for query in range(6):
-            for key in range(6):
-                same = document[b, query] == document[b, key]
-                assert bool(mask[b, 0, query, key]) == bool(same and (not causal or key <= query))
-
-
-def test_no_gradient_crosses_from_one_document_to_another():
-    _, document = layout(33)
-    q, k, v = torch.randn(3, 2, 33, 4, 8).requires_grad_().unbind()
-    out = ops.attention(q, k, v, ops.document_mask(document, causal=False))
-    found = torch.autograd.grad(out[1][document[1] == 1].sum(), (k, v))
-    for gradient in found:
-        assert gradient[1][document[1] == 1].abs().sum() > 0
-        assert not gradient[1][document[1] != 1].any()
-        assert not gradient[0].any()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -244,42 +145,125 @@ def test_rms_norm_averages_half_precision_in_float32():
     torch.testing.assert_close(out, torch.ones_like(out), rtol=1e-3, atol=0)
 
 
-def make(num_heads=4, num_kv_heads=2, **others):
-    fields = {"vocab_size": 9, "num_layers": 1, "dim": 12, "head_dim": 6, "hidden_dim": 20}
+@pytest.mark.parametrize("length", LENGTHS)
+def test_add_rms_norm_agrees_with_its_formula(length):
+    def function(x, weight, delta=None):
+        return torch.cat(ops.add_rms_norm(x, delta, weight), dim=-1)
+
+    def reference(x, weight, delta=0):
+        return torch.cat((x + delta, reference_norm(x + delta, weight, 1e-6)), dim=-1)
+
+    x, delta = torch.randn(2, 2, length, 24)
+    agree(function, reference, x, torch.rand(24))
+    agree(function, reference, x, torch.rand(24), delta)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (0,)])
+@pytest.mark.parametrize("sizes", [(7,), (8, 8), (6, 2, 2)])
+def test_linear_lays_the_products_of_several_matrices_side_by_side(sizes, shape):
+    x, weights = torch.randn(*shape, 12), [torch.randn(size, 12) for size in sizes]
+    agree(
+        ops.linear,
+        lambda x, *weights: torch.cat([x @ weight.t() for weight in weights], dim=-1),
+        x,
+        *weights,
+    )
+    with torch.no_grad():
+        found = ops.linear(x, *weights)
+    torch.testing.assert_close(found, ops.linear(x, *weights), rtol=SIMPLE, atol=SIMPLE)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_linear_follows_autocast(grad):
+    x, one, two = torch.randn(5, 12), torch.randn(3, 12), torch.randn(4, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(grad):
+        found = ops.linear(x, one, two)
+        wanted = F.linear(x, torch.cat((one, two)))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("width", [1, 16, 20])
+def test_swiglu_agrees_with_its_formula(width):
+    def reference(gate_up):
+        gate, up = gate_up[..., :width], gate_up[..., width:]
+        return gate / (1 + torch.exp(-gate)) * up
+
+    agree(ops.swiglu, reference, 3 * torch.randn(2, 7, 2 * width))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 9])
+def test_cross_entropy_agrees_with_its_formula(size, bias):
+    target = torch.randint(0, 21, (size,))
+    importance = torch.rand(size) * (torch.rand(size) < 0.7)
+    inputs = [torch.randn(size, 12), torch.randn(21, 12), *([torch.randn(21)] * bias)]
+
+    def bound(function):
+        def loss(hidden, weight, bias=None):
+            return function(hidden, weight, bias, target, importance)
+
+        return loss
+
+    found = bound(ops.cross_entropy)(*inputs)
+    assert found.shape == ()
+    if size:
+        agree(bound(ops.cross_entropy), bound(reference_cross_entropy), *inputs)
+    else:
+        assert found == 0
+
+
+SIZES = {
+    "any": {"dim": 12, "head_dim": 6, "hidden_dim": 20},
+    "kernels": {"dim": 32, "head_dim": 16, "hidden_dim": 48},  # multiples of 16
+}
+
+
+def make(num_heads=4, num_kv_heads=2, sizes="any", **others):
+    fields = {"vocab_size": 9, "num_layers": 1, **SIZES[sizes]}
     return BackboneConfig(num_heads=num_heads, num_kv_heads=num_kv_heads, **fields | others)
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_the_feed_forward_layer_agrees_with_its_formula(activation, length):
-    module = FeedForward(make(activation=activation))
+def test_the_feed_forward_layer_agrees_with_its_formula(activation, length, sizes):
+    config = make(activation=activation, sizes=sizes)
+    module = FeedForward(config)
     assert len(list(module.parameters())) == (3 if activation == "swiglu" else 2)
-    agree_module(module, reference_feed_forward, torch.randn(2, length, 12))
+    agree_module(module, reference_feed_forward, torch.randn(2, length, config.dim))
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
-def test_a_whole_block_agrees_with_its_formula(num_heads, num_kv_heads, length, qk_norm, causal):
+def test_a_whole_block_agrees_with_its_formula(
+    num_heads, num_kv_heads, length, qk_norm, causal, sizes
+):
     activation = "gelu" if causal else "swiglu"
-    config = make(num_heads, num_kv_heads, qk_norm=qk_norm, causal=causal, activation=activation)
+    config = make(
+        num_heads, num_kv_heads, sizes, qk_norm=qk_norm, causal=causal, activation=activation
+    )
     position, document = layout(length)
     cos, sin = ops.rotary_table(position, config.head_dim, config.rope_theta)
-    mask = ops.document_mask(document, causal)
+    share = 0.25 if qk_norm else 0  # of the input, that stands in the branch not yet added
 
     class Fixed(torch.nn.Module):
-        """A block whose positions and mask are given, so that one input is left."""
+        """A block whose positions and documents are given, so that one input is left."""
 
         def __init__(self):
             super().__init__()
             self.block = Block(config)
 
         def forward(self, x):
-            return self.block(x, cos, sin, mask)
+            delta = share * x if share else None
+            x = (1 - share) * x
+            return sum(self.block(x, delta, cos, sin, ops.Layout.of(document, causal)))
 
     def reference(x, weights):
         weights = {name.removeprefix("block."): value for name, value in weights.items()}
         return reference_block(x, weights, position, document, config)
 
-    agree_module(Fixed(), reference, torch.randn(2, length, 12))
+    agree_module(Fixed(), reference, torch.randn(2, length, config.dim))

@@ -61,3 +61,24 @@ def test_a_new_head_weighs_all_positions_alike():
 
 def test_a_width_that_four_does_not_divide_is_pooled_as_a_whole():
     assert DocumentHead(6, 2).score.weight.shape == (1, 6)
+
+
+def test_it_does_not_matter_how_documents_are_laid_in_rows():
+    torch.manual_seed(0)
+    sizes = [3, 5, 1, 4]
+    words, scores = torch.randn(sum(sizes), 8), torch.randn(sum(sizes), 4)
+    found = []
+    for width in (16, 5):  # end to end in one row, and each in a row of its own
+        document, row, start = torch.full((4, width), PADDING), 0, 0
+        if width == 16:
+            document = torch.full((1, width), PADDING)
+        for number, size in enumerate(sizes):
+            if width == 5:
+                row, start = number, 0
+            document[row, start : start + size] = number
+            start += size
+        real = document != PADDING
+        hidden, score = torch.zeros(*document.shape, 8), torch.zeros(*document.shape, 4)
+        hidden[real], score[real] = words, scores
+        found.append(pool_documents(hidden, batch_of(document), score))
+    torch.testing.assert_close(*found, rtol=SIMPLE, atol=SIMPLE)

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from danlu.batch import Batch
-from danlu.data.load import Loader
+from danlu.data.load import DocumentLoader
 from danlu.data.text import BEGIN_ID, MASK_ID, Documents
 from danlu.errors import RecipeError
 from danlu.recipe import validate
@@ -55,14 +55,17 @@ def test_a_batch_holds_two_views_of_each_document_hidden_differently():
     documents = Documents.of([
         np.asarray([BEGIN_ID, *generator.integers(10, 90, 40)], np.int32) for _ in range(8)
     ])  # fmt: skip
-    loader = Loader(documents, 4, 1, 0, "document", 0.3, 100, torch.arange(8), views=2)
+    loader = DocumentLoader(documents, torch.arange(8), 4, 1, 0, mask_probability=0.3, views=2)
     assert loader.steps_per_epoch == 2
     for position in range(2):
         (batch,) = loader.load(0, position)
         assert batch.num_documents == 8
         assert torch.equal(batch.row_N[:4], batch.row_N[4:])
         assert torch.equal(batch.label, batch.row_N)
-        first, second = batch.ids_BT.chunk(2)
+        first, second = (
+            torch.cat([batch.ids_BT[batch.document_BT == number] for number in view])
+            for view in (range(4), range(4, 8))
+        )
         assert not torch.equal(first, second)
         same = (first != MASK_ID) & (second != MASK_ID)
         assert torch.equal(first[same], second[same])

@@ -7,7 +7,7 @@ from scipy.special import expit, log_softmax
 
 from danlu.batch import PADDING, Batch
 from danlu.model.backbone import BackboneConfig
-from danlu.model.heads import build
+from danlu.model.heads import Scores, build, scored_positions
 from danlu.train import objective as objectives
 from tolerances import SIMPLE
 
@@ -59,21 +59,28 @@ def given(kind):
     return batch(label=torch.randn(8, 3)), objectives.squared_error()
 
 
+def scores_of(logits_BTV, weight_BT):
+    """Return logits as a head gives them: a layer that takes each position to its logits."""
+    positions = scored_positions(weight_BT)
+    hidden_MD = logits_BTV.flatten(0, 1)[positions]
+    return Scores(hidden_MD, torch.eye(hidden_MD.shape[-1]), None, positions)
+
+
 KINDS = ["masked", "causal", "classify", "multilabel", "regress"]
 
 
 def test_the_loss_over_tokens_is_the_weighted_sum_of_surprises():
     whole, objective = given("masked")
     weight, target = whole.weight_BT.double().numpy(), whole.target_BT.numpy()
-    logits = 3 * torch.randn(int((weight != 0).sum()), 20)
-    surprise = -log_softmax(logits.double().numpy(), axis=1)
-    wanted, number = 0.0, 0
-    for row in range(8):
-        for column in range(9):
-            if weight[row, column]:
-                wanted += weight[row, column] * surprise[number, target[row, column]]
-                number += 1
-    assert float(objective.total(logits, whole)) == pytest.approx(wanted, rel=SIMPLE)
+    logits = 3 * torch.randn(8, 9, 20)
+    surprise = -log_softmax(logits.double().numpy(), axis=-1)
+    wanted = sum(
+        weight[row, column] * surprise[row, column, target[row, column]]
+        for row in range(8)
+        for column in range(9)
+    )
+    found = float(objective.total(scores_of(logits, whole.weight_BT), whole))
+    assert found == pytest.approx(wanted, rel=SIMPLE)
     assert objective.count(whole) == pytest.approx(weight.sum(), rel=SIMPLE)
     assert objective.unit == "nats/token"
 
@@ -120,8 +127,10 @@ def test_the_squared_error_is_summed_over_values():
 )
 def test_an_answer_that_says_all_alike_costs_the_logarithm_of_the_choices(kind, mean):
     whole, objective = given(kind)
-    shape = (8, 3) if whole.weight_BT is None else (int((whole.weight_BT != 0).sum()), 20)
-    found = float(objective.total(torch.zeros(shape), whole)) / objective.count(whole)
+    outputs = torch.zeros(8, 3)
+    if whole.weight_BT is not None:
+        outputs = scores_of(torch.zeros(8, 9, 20), whole.weight_BT)
+    found = float(objective.total(outputs, whole)) / objective.count(whole)
     assert found == pytest.approx(mean, rel=SIMPLE)
 
 

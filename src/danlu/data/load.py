@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,53 +16,73 @@ import torch
 from numpy.typing import NDArray
 
 from danlu.batch import PADDING, Batch
+from danlu.data.pack import best_fit
 from danlu.data.text import BEGIN_ID, MASK_ID, NUM_SPECIAL, PAD_ID, Documents
 
-_LENGTH_STEP = 16  # few different shapes, so that the kernels prepared for one are found again
-_POOL = 50  # batches' worth of documents that are sorted by length together
+_STEP = 64  # batches come in multiples of so many tokens: a kernel is prepared for each shape
+_SEARCH = 512  # documents looked through for one that makes a batch come out even
 
 
-def collate(
-    documents: Sequence[NDArray[np.int32]],
-    rows: NDArray[np.int64],
+def lay(
+    rows: Sequence[Sequence[NDArray[np.int32]]],
+    length: int,
+    numbers: NDArray[np.int64],
     labels: torch.Tensor | None = None,
 ) -> Batch:
-    """Lay documents out in rows, one in each, padded to a common length.
+    """Lay documents end to end in rows of one length; positions restart with each.
 
     Parameters
     ----------
-    documents : sequence of NDArray of int32
-    rows : NDArray of int64, shape (n,)
-        Their rows in the data set.
+    rows : sequence of sequences of NDArray of int32
+        The documents of each row.
+    length : int
+        Tokens of a row; what is left free is padding.
+    numbers : NDArray of int64, shape (n,)
+        Rows in the data set of all documents, in the same order.
     labels : Tensor, optional
-        Labels of just these documents.
+        Their labels.
     """
-    longest = max(map(len, documents))
-    length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
-    ids = np.full((len(documents), length), PAD_ID, np.int64)
-    owner = np.full((len(documents), length), PADDING, np.int64)
-    for number, document in enumerate(documents):
-        ids[number, : len(document)] = document
-        owner[number, : len(document)] = number
+    ids = np.full((len(rows), length), PAD_ID, np.int64)
+    owner = np.full((len(rows), length), PADDING, np.int64)
+    position = np.zeros((len(rows), length), np.int64)
+    document = 0
+    for row, documents in enumerate(rows):
+        start = 0
+        for tokens in documents:
+            here = slice(start, start + len(tokens))
+            ids[row, here] = tokens
+            owner[row, here] = document
+            position[row, here] = np.arange(len(tokens))
+            document, start = document + 1, start + len(tokens)
     return Batch(
         ids_BT=torch.from_numpy(ids),
-        position_BT=torch.arange(length).expand(len(documents), length),
+        position_BT=torch.from_numpy(position),
         document_BT=torch.from_numpy(owner),
-        num_documents=len(documents),
+        num_documents=document,
         label=labels,
-        row_N=torch.from_numpy(rows),
+        row_N=torch.from_numpy(numbers),
     )
+
+
+def lay_flat(
+    documents: Sequence[NDArray[np.int32]],
+    numbers: NDArray[np.int64],
+    labels: torch.Tensor | None = None,
+) -> Batch:
+    """Lay documents end to end in a single row, see :func:`lay`."""
+    total = sum(map(len, documents))
+    return lay([documents], -(-total // _STEP) * _STEP, numbers, labels)
 
 
 def in_order(
     documents: Documents, batch_size: int, labels: torch.Tensor | None = None
 ) -> Iterator[Batch]:
-    """Yield every document once, sorted by length so that little is padded."""
+    """Yield every document once, the shortest first."""
     order = np.argsort(documents.sizes, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         chosen = None if labels is None else labels[torch.from_numpy(rows)]
-        yield collate([documents[row] for row in rows], rows, chosen)
+        yield lay_flat([documents[row] for row in rows], rows, chosen)
 
 
 def for_masked(batch: Batch, probability: float, vocab_size: int, generator: Any) -> Batch:
@@ -71,10 +91,9 @@ def for_masked(batch: Batch, probability: float, vocab_size: int, generator: Any
     Of the chosen tokens 80% become ``<mask>``, 10% a random token and 10% stay;
     all of them are targets. A document always has at least one.
     """
-    ids = batch.ids_BT.numpy()
-    open_ = (batch.document_BT.numpy() != PADDING) & (ids != BEGIN_ID)
+    ids, owner = batch.ids_BT.numpy(), batch.document_BT.numpy()
+    open_ = (owner != PADDING) & (ids != BEGIN_ID)
     chosen = (generator.random(ids.shape) < probability) & open_
-    owner = batch.document_BT.numpy()
     lucky = np.where(open_, generator.random(ids.shape), -1.0)
     for document in np.setdiff1d(owner[open_], owner[chosen]):  # few: short ones alone
         chosen.flat[np.where(owner == document, lucky, -1.0).argmax()] = True
@@ -105,38 +124,106 @@ def hide(batch: Batch, probability: float, generator: Any) -> Batch:
     return replace(batch, ids_BT=torch.from_numpy(np.where(chosen, MASK_ID, ids)))
 
 
-@dataclass(frozen=True)
-class Loader:
-    """Training batches by epoch and position.
+@dataclass(frozen=True, eq=False)
+class PackedLoader:
+    """Batches of full rows, for objectives over tokens.
+
+    Documents are packed once, best-fit; every epoch takes the rows in another order.
 
     Attributes
     ----------
     documents : Documents
+        None longer than `length`.
+    rows : int
+        Rows that a step of the optimiser sees.
+    length : int
+        Tokens of a row.
+    accumulate : int
+        Parts that a step sees them in.
+    seed : int
+    objective : {"masked", "causal"}
+        What is to be predicted.
+    mask_probability : float
+        Share of tokens hidden, for ``"masked"``.
+    vocab_size : int
+    """
+
+    documents: Documents
+    rows: int
+    length: int
+    accumulate: int
+    seed: int
+    objective: str
+    mask_probability: float
+    vocab_size: int
+
+    @cached_property
+    def packed(self) -> Any:
+        """Which documents share a row; see :func:`danlu.data.pack.best_fit`."""
+        return best_fit(self.documents.sizes, self.length)
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' tokens that are not padding."""
+        return float(self.documents.offsets[-1]) / (len(self.packed) * self.length)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimiser in one pass."""
+        return -(-len(self.packed) // self.rows)
+
+    @lru_cache(maxsize=2)  # noqa: B019 - a loader lives as long as its stage
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.packed))
+
+    def load(self, epoch: int, position: int) -> list[Batch]:
+        """Return the parts of one step's batch."""
+        rows = self._order(epoch)[position * self.rows : (position + 1) * self.rows]
+        parts = np.array_split(rows, min(self.accumulate, len(rows)))
+        return [
+            self._prepare(part, np.random.default_rng([self.seed, epoch, 1 + position, number]))
+            for number, part in enumerate(parts)
+        ]
+
+    def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
+        numbers = [self.packed[row] for row in rows]
+        tokens = [[self.documents[number] for number in row] for row in numbers]
+        batch = lay(tokens, self.length, np.concatenate(numbers))
+        if self.objective == "causal":
+            return for_causal(batch)
+        return for_masked(batch, self.mask_probability, self.vocab_size, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentLoader:
+    """Batches of so many documents, laid end to end, for objectives over documents.
+
+    The last document of a batch is chosen such that the tokens come out even, and
+    no padding is computed with; only at the end of an epoch may none fit.
+
+    Attributes
+    ----------
+    documents : Documents
+    labels : Tensor
+        One for each document.
     batch_size : int
-        Documents a step of the optimiser sees.
+        Documents that a step of the optimiser sees.
     accumulate : int
         Parts that it sees them in.
     seed : int
-    objective : {"masked", "causal", "document"}
-        What is to be predicted.
     mask_probability : float
-        Share of tokens hidden (masked and document objectives).
-    vocab_size : int
-    labels : Tensor, optional
-        One for each document.
+        Share of tokens hidden.
     views : int
         How often each document stands in a batch, each time with other tokens
         hidden; the views follow each other as whole batches.
     """
 
     documents: Documents
+    labels: torch.Tensor
     batch_size: int
     accumulate: int
     seed: int
-    objective: str
-    mask_probability: float
-    vocab_size: int
-    labels: torch.Tensor | None = None
+    mask_probability: float = 0.0
     views: int = 1
 
     @property
@@ -145,24 +232,21 @@ class Loader:
         return -(-len(self.documents) // self.batch_size)
 
     @lru_cache(maxsize=2)  # noqa: B019 - a loader lives as long as its stage
-    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return the rows of each batch: shuffled, of like lengths, shuffled again."""
-        generator = np.random.default_rng([self.seed, epoch, 0])
-        order = generator.permutation(len(self.documents))
-        sizes = self.documents.sizes
-        batches = []
-        for start in range(0, len(order), _POOL * self.batch_size):
-            pool = order[start : start + _POOL * self.batch_size]
-            pool = pool[np.argsort(sizes[pool], kind="stable")]
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        return [batches[i] for i in generator.permutation(len(batches))]
-
-    def __hash__(self) -> int:
-        return id(self)
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the documents of an epoch in their order."""
+        order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.documents))
+        size = self.documents.sizes[order] * self.views % _STEP
+        for last in range(self.batch_size - 1, len(order), self.batch_size):
+            wanted = -size[last - self.batch_size + 1 : last].sum() % _STEP
+            fitting = np.flatnonzero(size[last : last + _SEARCH] == wanted)
+            if len(fitting):
+                pair = [last, last + fitting[0]]
+                order[pair], size[pair] = order[pair[::-1]], size[pair[::-1]]
+        return order
 
     def load(self, epoch: int, position: int) -> list[Batch]:
         """Return the parts of one step's batch."""
-        rows = self._order(epoch)[position]
+        rows = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         parts = np.array_split(rows, min(self.accumulate, len(rows)))
         return [
             self._prepare(part, np.random.default_rng([self.seed, epoch, 1 + position, number]))
@@ -171,10 +255,6 @@ class Loader:
 
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
         rows = np.tile(rows, self.views)
-        labels = None if self.labels is None else self.labels[torch.from_numpy(rows)]
-        batch = collate([self.documents[row] for row in rows], rows, labels)
-        if self.objective == "masked":
-            return for_masked(batch, self.mask_probability, self.vocab_size, generator)
-        if self.objective == "causal":
-            return for_causal(batch)
+        labels = self.labels[torch.from_numpy(rows)]
+        batch = lay_flat([self.documents[row] for row in rows], rows, labels)
         return hide(batch, self.mask_probability, generator) if self.mask_probability else batch

@@ -118,10 +118,13 @@ class Documents:
     ----------
     ids : NDArray of int32, shape (total,)
     offsets : NDArray of int64, shape (n + 1,)
+    text_N : NDArray of int64, shape (n,)
+        The text that each document is, or is a piece of; ascending.
     """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    text_N: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -135,43 +138,77 @@ class Documents:
         return np.diff(self.offsets)
 
     @classmethod
-    def of(cls, documents: Sequence[NDArray[np.int32]]) -> Documents:
-        """Lay documents end to end."""
+    def of(
+        cls, documents: Sequence[NDArray[np.int32]], text_N: NDArray[np.int64] | None = None
+    ) -> Documents:
+        """Lay documents end to end; without `text_N` each is a text of its own."""
         if not documents:
             raise DataError("there is no document to tokenise")
         sizes = np.fromiter(map(len, documents), np.int64, len(documents))
-        return cls(np.concatenate(documents), np.concatenate(([0], np.cumsum(sizes))))
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        text_N = np.arange(len(documents)) if text_N is None else text_N
+        return cls(np.concatenate(documents), offsets, text_N)
+
+    @classmethod
+    def in_pieces(cls, documents: Sequence[NDArray[np.int32]], length: int) -> Documents:
+        """Cut documents into pieces of at most `length` tokens, each from ``<bos>``.
+
+        Every token after a text's ``<bos>`` stands in one piece, and in one only.
+        """
+        pieces: list[NDArray[np.int32]] = []
+        text_N: list[int] = []
+        begin = np.array([BEGIN_ID], np.int32)
+        for number, document in enumerate(documents):
+            body = document[1:]
+            starts = range(0, max(1, len(body)), length - 1)
+            pieces += [np.concatenate((begin, body[i : i + length - 1])) for i in starts]
+            text_N += [number] * len(starts)
+        return cls.of(pieces, np.asarray(text_N, np.int64))
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Documents:
         """Map the documents that :meth:`save` wrote."""
         ids = np.load(folder / f"{name}.ids.npy", mmap_mode="r")
-        return cls(ids, np.load(folder / f"{name}.offsets.npy"))
+        offsets, text_N = (np.load(folder / f"{name}.{part}.npy") for part in ("offsets", "texts"))
+        return cls(ids, offsets, text_N)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write ``NAME.ids.npy`` and ``NAME.offsets.npy``."""
+        """Write ``NAME.ids.npy``, ``NAME.offsets.npy`` and ``NAME.texts.npy``."""
         np.save(folder / f"{name}.ids.npy", self.ids)
         np.save(folder / f"{name}.offsets.npy", self.offsets)
+        np.save(folder / f"{name}.texts.npy", self.text_N)
 
 
-def coverage(texts: Sequence[str], lengths: NDArray[np.int64], max_length: int) -> dict[str, Any]:
+def coverage(
+    texts: Sequence[str], lengths: NDArray[np.int64], documents: Documents
+) -> dict[str, Any]:
     """Return what a report says of one split's tokens.
+
+    Parameters
+    ----------
+    texts : sequence of str
+    lengths : NDArray of int64, shape (n,)
+        Tokens of each text, before anything was cut.
+    documents : Documents
+        What became of them.
 
     Returns
     -------
     dict
-        ``tokens`` as the model sees them, ``bytes_per_token`` (UTF-8),
-        ``truncated`` documents and the share of tokens cut with them.
+        ``tokens`` as the model sees them, ``bytes_per_token`` (UTF-8), the documents that
+        texts go on in (``pieces``), ``truncated`` texts and the share of tokens cut.
     """
-    total = int(lengths.sum())
-    seen = int(np.minimum(lengths, max_length).sum())
+    total, pieces = int(lengths.sum()), len(documents) - len(texts)
+    seen = np.bincount(documents.text_N, documents.sizes, minlength=len(texts))
+    seen -= np.bincount(documents.text_N, minlength=len(texts)) - 1  # each piece's <bos>
     size = sum(len(text.encode()) for text in texts)
     return {
         "documents": len(texts),
-        "tokens": seen,
+        "pieces": pieces,
+        "tokens": int(documents.offsets[-1]),
         "bytes_per_token": round(size / max(1, total - len(texts)), 4),
         "p50_tokens": int(np.quantile(lengths, 0.5)),
         "p95_tokens": int(np.quantile(lengths, 0.95)),
-        "truncated": int((lengths > max_length).sum()),
-        "truncated_token_share": round(1 - seen / total, 5),
+        "truncated": int((seen < lengths).sum()),
+        "truncated_token_share": round(1 - float(seen.sum()) / total, 5),
     }

@@ -21,6 +21,7 @@ def measure(
     batches: Sequence[Batch],
     train_ids: NDArray[np.int32],
     seen_bytes: NDArray[np.int64],
+    text_N: NDArray[np.int64],
     name: str,
     objective: str,
     vocab_size: int,
@@ -40,11 +41,13 @@ def measure(
         The training split's tokens, from which the unigram baseline counts.
     seen_bytes : NDArray of int64, shape (n,)
         Bytes of each document that its tokens hold: those cut off are not foretold.
+    text_N : NDArray of int64, shape (n,)
+        Text that each document is a piece of.
     name, objective : str
     vocab_size : int
     device : torch.device
     resamples, seed : int
-        Of the bootstrap over documents: tokens of one document are not independent.
+        Of the bootstrap over texts: tokens of one text are not independent.
 
     Returns
     -------
@@ -54,16 +57,20 @@ def measure(
     model.eval()
     counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
     unigram = -np.log(counts / counts.sum())
-    n = len(seen_bytes)
+    n = int(text_N[-1]) + 1
+    size = np.bincount(text_N, seen_bytes, minlength=n).astype(np.float64)
     sums = {"own": np.zeros(n), "unigram": np.zeros(n), "right": np.zeros(n), "count": np.zeros(n)}
     for batch in batches:
         assert batch.weight_BT is not None
         assert batch.target_BT is not None
         assert batch.row_N is not None
-        bears = batch.weight_BT != 0
-        logits_MV = model(batch.to(device)).float().cpu()
-        target_M = batch.target_BT[bears]
-        rows = batch.row_N[batch.document_BT[bears]].numpy()
+        scores = model(batch.to(device))
+        position_M = scores.position_M.cpu()
+        bears = batch.weight_BT.reshape(-1)[position_M] != 0
+        position_M = position_M[bears]
+        logits_MV = scores.logits().float().cpu()[bears]
+        target_M = batch.target_BT.reshape(-1)[position_M]
+        rows = text_N[batch.row_N[batch.document_BT.reshape(-1)[position_M]].numpy()]
         losses = F.cross_entropy(logits_MV, target_M, reduction="none").double().numpy()
         np.add.at(sums["own"], rows, losses)
         np.add.at(sums["unigram"], rows, unigram[target_M.numpy()])
@@ -71,7 +78,6 @@ def measure(
         np.add.at(sums["count"], rows, 1.0)
     bootstrap = Bootstrap(n, resamples, seed)
     total = int(sums["count"].sum())
-    size = seen_bytes.astype(np.float64)
     rows_out = []
 
     def add(
@@ -87,7 +93,7 @@ def measure(
             return float(np.exp(ratio)) if power else ratio
 
         low, high = bootstrap.interval(bootstrap.values(value))
-        how = f"{bootstrap_name(resamples)}, over documents" if low is not None else ""
+        how = f"{bootstrap_name(resamples)}, over texts" if low is not None else ""
         found = value(slice(None))
         rows_out.append(Metric("evaluate", who, "test", metric, found, low, high, total, unit, how))
 

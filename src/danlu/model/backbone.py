@@ -2,6 +2,7 @@
 
 A pre-norm Transformer: RMSNorm, rotary positions, grouped-query attention,
 optional QK-norm, SwiGLU or GELU, bidirectional or causal by configuration.
+Attention never crosses documents, however many a row holds.
 Shape suffixes: see :mod:`danlu.batch`.
 """
 
@@ -13,8 +14,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from danlu.model import ops
+from danlu.model import fast
+from danlu.model.fast import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,11 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.epsilon)
+        return fast.rms_norm(x, self.weight, self.epsilon)
+
+    def add(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the sum and its norm; see :func:`danlu.model.ops.add_rms_norm`."""
+        return fast.add_rms_norm(x, delta, self.weight, self.epsilon)
 
 
 class Attention(nn.Module):
@@ -101,16 +108,15 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
             self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, mask_B1TT: Tensor) -> Tensor:
-        head_dim = self.config.head_dim
-        q_BTAH = self.q_proj(x_BTD).unflatten(-1, (-1, head_dim))
-        k_BTKH = self.k_proj(x_BTD).unflatten(-1, (-1, head_dim))
-        v_BTKH = self.v_proj(x_BTD).unflatten(-1, (-1, head_dim))
-        if self.config.qk_norm:
+    def forward(self, x_BTD: Tensor, cos_BTG: Tensor, sin_BTG: Tensor, layout: Layout) -> Tensor:
+        config = self.config
+        joint = fast.linear(x_BTD, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        each = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        heads = joint.view(*joint.shape[:2], -1, config.head_dim)
+        q_BTAH, k_BTKH, v_BTKH = torch.split(heads, each, dim=2)
+        if config.qk_norm:
             q_BTAH, k_BTKH = self.q_norm(q_BTAH), self.k_norm(k_BTKH)
-        q_BTAH = ops.rotate(q_BTAH, cos_BTH, sin_BTH)
-        k_BTKH = ops.rotate(k_BTKH, cos_BTH, sin_BTH)
-        out_BTAH = ops.attention(q_BTAH, k_BTKH, v_BTKH, mask_B1TT)
+        out_BTAH = fast.attention(q_BTAH, k_BTKH, v_BTKH, cos_BTG, sin_BTG, layout)
         out: Tensor = self.o_proj(out_BTAH.flatten(-2))
         return out
 
@@ -128,7 +134,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gated:
-            hidden_BTF = F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+            gate_up = fast.linear(x_BTD, self.gate_proj.weight, self.up_proj.weight)
+            hidden_BTF = fast.swiglu(gate_up)
         else:
             hidden_BTF = F.gelu(self.up_proj(x_BTD))
         out: Tensor = self.down_proj(hidden_BTF)
@@ -136,7 +143,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before and added after."""
+    """One layer: attention and feed-forward, each normed before and added after.
+
+    The addition of a branch is left to the norm that follows, which reads the sum
+    anyway; a block hands on the residual stream and the branch not yet added.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -146,15 +157,28 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, mask_B1TT: Tensor) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BTD), cos_BTH, sin_BTH, mask_B1TT)
-        x_BTD = x_BTD + self.dropout(attended)
-        out: Tensor = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        return out
+    def forward(
+        self,
+        x_BTD: Tensor,
+        delta_BTD: Tensor | None,
+        cos_BTG: Tensor,
+        sin_BTG: Tensor,
+        layout: Layout,
+    ) -> tuple[Tensor, Tensor]:
+        x_BTD, normed_BTD = self.attention_norm.add(x_BTD, delta_BTD)
+        delta_BTD = self.dropout(self.attention(normed_BTD, cos_BTG, sin_BTG, layout))
+        x_BTD, normed_BTD = self.feed_forward_norm.add(x_BTD, delta_BTD)
+        return x_BTD, self.dropout(self.feed_forward(normed_BTD))
 
 
 class Backbone(nn.Module):
     """Ids in, one hidden vector for every position out.
+
+    Attributes
+    ----------
+    checkpoint : bool
+        Whether training keeps only what passes between layers, and computes the rest
+        again for the gradient (Chen et al., 2016): less memory, a third more work.
 
     Examples
     --------
@@ -168,6 +192,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint = False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -192,12 +217,17 @@ class Backbone(nn.Module):
 
     def forward(self, ids_BT: Tensor, position_BT: Tensor, document_BT: Tensor) -> Tensor:
         """Return hidden_BTD, shape (B, T, D), normed."""
-        cos_BTH, sin_BTH = ops.rotary_table(
-            position_BT, self.config.head_dim, self.config.rope_theta
-        )
-        mask_B1TT = ops.document_mask(document_BT, self.config.causal)
-        x_BTD = self.dropout(self.embedding(ids_BT))
+        config = self.config
+        cos_BTG, sin_BTG = fast.rotary_table(position_BT, config.head_dim, config.rope_theta)
+        layout = Layout.of(document_BT, config.causal)
+        x_BTD: Tensor = self.dropout(self.embedding(ids_BT))
+        delta_BTD: Tensor | None = None
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTH, sin_BTH, mask_B1TT)
-        out: Tensor = self.norm(x_BTD)
-        return out
+            if self.checkpoint and torch.is_grad_enabled():
+                x_BTD, delta_BTD = checkpoint(
+                    layer, x_BTD, delta_BTD, cos_BTG, sin_BTG, layout, use_reentrant=False
+                )
+            else:
+                x_BTD, delta_BTD = layer(x_BTD, delta_BTD, cos_BTG, sin_BTG, layout)
+        _, hidden_BTD = self.norm.add(x_BTD, delta_BTD)
+        return hidden_BTD

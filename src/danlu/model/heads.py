@@ -5,41 +5,95 @@ Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.batch import PADDING, Batch
+from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
+
+
+class Scores(NamedTuple):
+    """What is said about chosen positions: a layer over the vocabulary, not yet applied.
+
+    A loss can then be worked out without ever holding all logits.
+
+    Attributes
+    ----------
+    hidden_MD : Tensor, shape (M, D)
+        Of the chosen positions.
+    weight_VD, bias_V : Tensor
+        The layer; there may be no bias.
+    position_M : Tensor of int64, shape (M,)
+        Which positions, counted over the rows of the batch laid end to end. Every one
+        whose weight is not 0 is among them, and some others may be.
+    """
+
+    hidden_MD: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    position_M: Tensor
+
+    def logits(self) -> Tensor:
+        """Return logits_MV."""
+        return F.linear(self.hidden_MD, self.weight_VD, self.bias_V)
+
+    def loss(self, target_BT: Tensor, weight_BT: Tensor) -> Tensor:
+        """Return the summed, weighted cross-entropy of a batch's targets, in nats."""
+        target_M = target_BT.reshape(-1)[self.position_M]
+        weight_M = weight_BT.reshape(-1)[self.position_M]
+        return fast.cross_entropy(self.hidden_MD, self.weight_VD, self.bias_V, target_M, weight_M)
+
+
+_STEP = 64  # positions are chosen in multiples: a kernel is prepared for each shape it meets
+
+
+def scored_positions(weight_BT: Tensor) -> Tensor:
+    """Return the positions to score: those that bear weight, and a few to come out even.
+
+    Returns
+    -------
+    Tensor of int64, shape (M,)
+        Ascending, except for those added; all of them if most bear weight.
+    """
+    bears = weight_BT.reshape(-1) != 0
+    count = int(bears.sum())
+    if 2 * count > len(bears):
+        return torch.arange(len(bears), device=bears.device)
+    return bears.to(torch.int8).argsort(descending=True, stable=True)[: -(-count // _STEP) * _STEP]
 
 
 class TokenHead(nn.Module):
     """Scores over the vocabulary at chosen positions.
 
-    With ``transform`` (masked language modelling) a dense layer stands between,
-    as in BERT (Devlin et al., 2018). With tied embeddings the output matrix is
-    the backbone's input embedding and is stored once.
+    With ``transform`` (masked language modelling) a dense layer stands between and a
+    bias is added, as in BERT (Devlin et al., 2018). With tied embeddings the output
+    matrix is the backbone's input embedding and is stored once.
     """
 
     def __init__(self, config: BackboneConfig, transform: bool) -> None:
         super().__init__()
         self.transform: nn.Module = nn.Identity()
+        self.bias: nn.Parameter | None = None
         if transform:
             dense = nn.Linear(config.dim, config.dim, bias=False)
             nn.init.normal_(dense.weight, std=config.dim**-0.5)
             norm = RMSNorm(config.dim, config.norm_epsilon)
             self.transform = nn.Sequential(dense, nn.GELU(), norm)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+            self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.weight: nn.Parameter | None = None
         if not config.tie_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim).normal_(std=0.02))
 
-    def forward(self, hidden_MD: Tensor, embedding_VD: Tensor) -> Tensor:
-        """Return logits_MV for the vectors given, in any leading shape."""
+    def forward(self, hidden_BTD: Tensor, weight_BT: Tensor, embedding_VD: Tensor) -> Scores:
+        """Return the scores of the positions whose weight is not 0."""
+        position_M = scored_positions(weight_BT)
+        hidden_MD = self.transform(hidden_BTD.flatten(0, 1)[position_M])
         weight_VD = embedding_VD if self.weight is None else self.weight
-        return F.linear(self.transform(hidden_MD), weight_VD, self.bias)
+        return Scores(hidden_MD, weight_VD, self.bias, position_M)
 
 
 def pool_documents(hidden_BTD: Tensor, batch: Batch, score_BTP: Tensor | None = None) -> Tensor:
@@ -121,17 +175,15 @@ class Model(nn.Module):
         out: Tensor = self.backbone(batch.ids_BT, batch.position_BT, batch.document_BT)
         return out
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the head's outputs: (N, C), or (M, V) at the weighted positions."""
+    def forward(self, batch: Batch) -> Tensor | Scores:
+        """Return the head's outputs: (N, C), or the scores of the weighted positions."""
         hidden_BTD = self.hidden(batch)
         if isinstance(self.head, DocumentHead):
             out: Tensor = self.head(hidden_BTD, batch)
             return out
         assert batch.weight_BT is not None, "an objective over tokens needs weight_BT"
-        logits_MV: Tensor = self.head(
-            hidden_BTD[batch.weight_BT != 0], self.backbone.embedding.weight
-        )
-        return logits_MV
+        scores: Scores = self.head(hidden_BTD, batch.weight_BT, self.backbone.embedding.weight)
+        return scores
 
 
 HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]

@@ -1,13 +1,18 @@
 """The few operations a Transformer is made of, plainly written.
 
-Shape suffixes: see :mod:`danlu.batch`.
+They run anywhere and are the reference of :mod:`danlu.model.fast`, which holds quicker
+forms of the same names. Shape suffixes: see :mod:`danlu.batch`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from danlu.batch import PADDING
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -20,6 +25,60 @@ def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float = 1e-6) -> Tensor:
     x32 = x.float()
     scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
     return (x32 * scale).to(x.dtype) * weight_D.to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, delta: Tensor | None, weight_D: Tensor, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream and norm the sum.
+
+    Parameters
+    ----------
+    x : Tensor of float32, shape (..., D)
+        The residual stream.
+    delta : Tensor, same shape, optional
+        What a branch adds to it; nothing for the first norm of a stack.
+    weight_D : Tensor, shape (D,)
+    epsilon : float
+
+    Returns
+    -------
+    total, normed : Tensor, shape (..., D)
+        The stream after the addition, and its :func:`rms_norm`.
+    """
+    total = x if delta is None else x + delta
+    return total, rms_norm(total, weight_D, epsilon)
+
+
+def linear(x: Tensor, *weights: Tensor) -> Tensor:
+    """Multiply by several matrices at once; their outputs stand side by side.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., D)
+    weights : Tensor, shape (F_i, D) each
+
+    Returns
+    -------
+    Tensor, shape (..., sum of F_i)
+        In training the matrices are joined first, so that `x` is read once; without
+        gradients the outputs are joined, which costs less for a few rows.
+    """
+    if not torch.is_grad_enabled():
+        return torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    return F.linear(x, torch.cat([weight.to(dtype) for weight in weights]))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Return ``silu(gate) * up``, where gate and up are the halves of the last dimension.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def rotary_table(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -36,86 +95,183 @@ def rotary_table(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tens
 
     Returns
     -------
-    cos_BTH, sin_BTH : Tensor of float32, shape (B, T, head_dim)
-        The two halves of the last dimension repeat each other.
+    cos_BTG, sin_BTG : Tensor of float32, shape (B, T, head_dim / 2)
 
     Notes
     -----
     Source: Su et al., "RoFormer", 2021, in the half-split layout that the
-    Llama family uses.
+    Llama family uses: coordinate ``g`` turns with ``g + head_dim / 2``.
     """
     exponent = torch.arange(0, head_dim, 2, device=position_BT.device).float() / head_dim
-    angle = position_BT.float().unsqueeze(-1) * theta**-exponent
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos(), angle.sin()
+    angle_BTG = position_BT.float().unsqueeze(-1) * theta**-exponent
+    return angle_BTG.cos(), angle_BTG.sin()
 
 
-def rotate(x_BTAH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
+def rotate(x_BTAH: Tensor, cos_BTG: Tensor, sin_BTG: Tensor) -> Tensor:
     """Turn each pair of coordinates of every head by its position's angle."""
     first, second = x_BTAH.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    cos, sin = cos_BTH.unsqueeze(2).to(x_BTAH.dtype), sin_BTH.unsqueeze(2).to(x_BTAH.dtype)
-    return x_BTAH * cos + turned * sin
+    cos, sin = cos_BTG.unsqueeze(2).to(x_BTAH.dtype), sin_BTG.unsqueeze(2).to(x_BTAH.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def document_mask(document_BT: Tensor, causal: bool) -> Tensor:
-    """Which position may look at which: same document, and not ahead if causal.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the documents of a batch lie, and who may see whom.
 
-    Parameters
+    Attributes
     ----------
-    document_BT : Tensor of int64, shape (B, T)
-        Document of each position; padding is a document of its own, so that a
-        padding row sees something and its softmax stays finite.
+    first_S, length_S : Tensor of int64, shape (S,)
+        First token of each document, counted over the rows of the batch laid end to
+        end, and its length; the longest documents first. Padding is in none.
     causal : bool
         Whether a position may only see itself and what stands before it.
-
-    Returns
-    -------
-    mask_B1TT : Tensor of bool, shape (B, 1, T, T)
-        True where the query (third axis) may see the key (last axis).
     """
-    mask = document_BT.unsqueeze(2) == document_BT.unsqueeze(1)
-    if causal:
-        mask = mask.tril()
-    return mask.unsqueeze(1)
+
+    first_S: Tensor
+    length_S: Tensor
+    causal: bool
+
+    @classmethod
+    def of(cls, document_BT: Tensor, causal: bool) -> Layout:
+        """Find the runs of equal document numbers; see :class:`danlu.batch.Batch`."""
+        begins = torch.ones_like(document_BT, dtype=torch.bool)
+        begins[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+        first = begins.reshape(-1).nonzero().squeeze(-1)
+        end = torch.cat((first[1:], first.new_tensor([document_BT.numel()])))
+        real = document_BT.reshape(-1)[first] != PADDING
+        length_S, order = (end - first)[real].sort(descending=True, stable=True)
+        return cls(first[real][order], length_S, causal)
+
+    def alike(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the documents in groups whose lengths differ by less than a half."""
+        groups, start, lengths = [], 0, self.length_S.tolist()
+        for number, length in enumerate([*lengths, 0]):
+            if number > start and 2 * length < lengths[start] + 1:
+                groups.append((self.first_S[start:number], self.length_S[start:number]))
+                start = number
+        return groups
 
 
 def attention(
-    q_BTAH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, mask_B1TT: Tensor, dropout: float = 0.0
+    q_BTAH: Tensor,
+    k_BTKH: Tensor,
+    v_BTKH: Tensor,
+    cos_BTG: Tensor,
+    sin_BTG: Tensor,
+    layout: Layout,
 ) -> Tensor:
-    """Scaled dot-product attention with grouped key/value heads.
+    """Scaled dot-product attention inside each document, with rotary positions.
 
     Sources: Vaswani et al., "Attention Is All You Need", 2017; Ainslie et al.,
     "GQA", 2023. Query head ``a`` reads key/value head ``a // (A / K)``.
 
+    Parameters
+    ----------
+    q_BTAH, k_BTKH, v_BTKH : Tensor
+        Before rotation.
+    cos_BTG, sin_BTG : Tensor
+        See :func:`rotary_table`.
+    layout : Layout
+        Attention never crosses the documents that it names.
+
     Returns
     -------
     Tensor, shape (B, T, A, H)
+        Zero at padding.
 
     Notes
     -----
-    On a CPU the kernel runs in float32 even under autocast: torch 2.13's bf16
-    backward is up to five times slower there below 256 positions (NOTEBOOK.md,
-    2026-11-22), and the softmax gains precision.
+    Documents of like lengths are laid side by side, so that little is computed for
+    nothing and nothing grows with the square of a row. On a CPU this runs in float32
+    even under autocast: torch 2.13's bf16 backward is up to five times slower there
+    below 256 positions (NOTEBOOK.md, 2026-11-22), and the softmax gains precision.
     """
-    if q_BTAH.device.type == "cpu":
-        dtype = q_BTAH.dtype
-        with torch.autocast("cpu", enabled=False):
-            return _attention(
-                q_BTAH.float(), k_BTKH.float(), v_BTKH.float(), mask_B1TT, dropout
-            ).to(dtype)
-    return _attention(q_BTAH, k_BTKH, v_BTKH, mask_B1TT, dropout)
+    given = q_BTAH.dtype
+    in_float32 = q_BTAH.device.type == "cpu" and given == torch.bfloat16
+    with torch.autocast(q_BTAH.device.type, enabled=False):
+        if in_float32:
+            q_BTAH, k_BTKH, v_BTKH = q_BTAH.float(), k_BTKH.float(), v_BTKH.float()
+        q_NAH, k_NKH = (rotate(x, cos_BTG, sin_BTG).flatten(0, 1) for x in (q_BTAH, k_BTKH))
+        v_NKH = v_BTKH.flatten(0, 1)
+        out_NAH = torch.zeros_like(q_NAH)
+        for first_S, length_S in layout.alike():
+            offset_L = torch.arange(int(length_S[0]), device=first_S.device)
+            inside_SL = offset_L < length_S.unsqueeze(1)
+            token_SL = torch.where(inside_SL, first_S.unsqueeze(1) + offset_L, first_S[:, None])
+            mask = inside_SL[:, None, None, :]
+            if layout.causal:
+                mask = mask & (offset_L <= offset_L.unsqueeze(1))
+            q, k, v = (x[token_SL].transpose(1, 2) for x in (q_NAH, k_NKH, v_NKH))
+            grouped = q.shape[1] != k.shape[1]
+            answer_SALH = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
+            answer_MAH = answer_SALH.transpose(1, 2)[inside_SL]
+            out_NAH = out_NAH.index_put((token_SL[inside_SL],), answer_MAH)
+    return out_NAH.to(given).view_as(q_BTAH)
 
 
-def _attention(
-    q_BTAH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, mask_B1TT: Tensor, dropout: float
+def cross_entropy(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_M: Tensor,
+    weight_M: Tensor,
 ) -> Tensor:
-    out_BATH = F.scaled_dot_product_attention(
-        q_BTAH.transpose(1, 2),
-        k_BTKH.transpose(1, 2),
-        v_BTKH.transpose(1, 2),
-        attn_mask=mask_B1TT,
-        dropout_p=dropout,
-        enable_gqa=q_BTAH.shape[2] != k_BTKH.shape[2],
-    )
-    return out_BATH.transpose(1, 2)
+    """Return the summed, weighted cross-entropy of a linear layer over the vocabulary.
+
+    Parameters
+    ----------
+    hidden_MD : Tensor, shape (M, D)
+    weight_VD, bias_V : Tensor
+        The linear layer.
+    target_M : Tensor of int64, shape (M,)
+    weight_M : Tensor of float32, shape (M,)
+
+    Returns
+    -------
+    Tensor of float32, shape ()
+        In nats.
+    """
+    logits_MV = F.linear(hidden_MD, weight_VD, bias_V).float()
+    return (F.cross_entropy(logits_MV, target_M, reduction="none") * weight_M).sum()
+
+
+# Odd polynomials of degree five, each the best for the singular values that the one before
+# leaves; together they take [0.001, 1] to about 1.
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+# bfloat16 may push a singular value past 1, where these polynomials explode.
+POLAR_SAFETY = 1.01
+
+
+def polar_polynomials() -> list[tuple[float, float, float]]:
+    """Return the coefficients of x, x^3 and x^5 of each step, kept on the safe side."""
+    s = POLAR_SAFETY
+    safe = [(a / s, b / s**3, c / s**5) for a, b, c in POLAR_EXPRESS[:-1]]
+    return [*safe, POLAR_EXPRESS[-1]]
+
+
+def orthogonalize(x_SMN: Tensor) -> Tensor:
+    """Return about ``U V^T`` of each matrix ``U S V^T`` of a stack.
+
+    Parameters
+    ----------
+    x_SMN : Tensor of bfloat16, shape (S, M, N)
+        With M <= N. It may be overwritten.
+
+    Notes
+    -----
+    Source: Amsel et al., "The Polar Express", 2025: the Newton–Schulz iteration of Muon
+    with the polynomial that is best at each step.
+    """
+    norm = torch.linalg.vector_norm(x_SMN, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    x = x_SMN / (norm * POLAR_SAFETY + 1e-7).to(x_SMN.dtype)
+    for a, b, c in polar_polynomials():
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    out: Tensor = x
+    return out

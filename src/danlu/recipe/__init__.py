@@ -215,6 +215,11 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "model.causal",
             "a causal objective needs a causal model",
         ),
+        (
+            (recipe.pretrain.batch_tokens or 2**62) < recipe.tokenizer.max_length,
+            "pretrain.batch_tokens",
+            "must hold at least one row of tokenizer.max_length tokens",
+        ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     for number, source in enumerate(data.sources):
@@ -282,7 +287,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     updates["pretrain"] = derive(
         recipe.pretrain,
         "pretrain",
-        batch_size=(32, "32 documents"),
+        batch_tokens=(
+            max(4096, recipe.tokenizer.max_length),
+            "4,096 tokens, or one row if that is longer",
+        ),
         learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
     )
     updates["finetune"] = derive(

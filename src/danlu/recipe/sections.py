@@ -148,7 +148,8 @@ class Tokenizer(Section):
     vocab_size: Annotated[int, Field(ge=270)] = 8192
     """Size of the vocabulary, special tokens included; fewer if the text has fewer merges."""
     max_length: Annotated[int, Field(ge=8)] = 256
-    """Longest document the model sees (tokens); longer ones are cut, counted and shown."""
+    """Longest document the model sees (tokens). Longer ones go on in further pieces for task
+    `pretrain`, and are cut, counted and shown for others."""
 
 
 class Model(Section):
@@ -181,12 +182,19 @@ class Training(Section):
 
     epochs: Positive = 1
     """Passes over the training split, at most."""
-    batch_size: Positive | None = None
-    """Documents in one step of the optimiser."""
+    steps: Count = 0
+    """Steps of the optimiser, at most, in place of `epochs`; 0 counts epochs."""
     layer_dropout: Fraction = 0.0
     """On embeddings and residual branches."""
     accumulate: Positive = 1
-    """Parts that a batch is computed in, to save memory; the result is the same."""
+    """Parts that a batch is computed in, to save memory. Loss and gradient are those of the
+    whole batch; what is hidden of a text is drawn for each part by itself."""
+    recompute: bool = False
+    """Keep only what passes between layers, and compute the rest again for the gradient:
+    less memory, a third more work (activation checkpointing)."""
+    memory_limit: Annotated[float, Field(ge=0)] = 0.0
+    """Most memory that training may hold (GB; the process's on a CPU, the device's on a GPU);
+    past it training stops with what to change. 0 sets no limit."""
     optimizer: Literal["adamw", "muon", "sgd"] = "muon"
     """`muon` is for the matrices of the layers; AdamW takes the rest."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -224,6 +232,8 @@ class Pretrain(Training):
 
     objective: Literal["masked", "causal", "none"] = "masked"
     """Fill in masked tokens, foretell the next one, or skip this stage."""
+    batch_tokens: Positive | None = None
+    """Tokens in one step of the optimiser: full rows of `tokenizer.max_length`."""
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of tokens to fill in: 80% masked, 10% replaced, 10% left (BERT)."""
 
@@ -231,6 +241,8 @@ class Pretrain(Training):
 class Finetune(Training):
     """Supervised learning from the labels."""
 
+    batch_size: Positive | None = None
+    """Documents in one step of the optimiser."""
     average: Fraction = 0.99
     """Decay of the moving average of the weights that is validated and kept; 0 keeps the last."""
     dropout: Fraction = 0.3

@@ -10,7 +10,7 @@ import vl_convert
 Rows = list[dict[str, Any]]
 
 INK, MUTED, GRID = "#1f2430", "#667085", "#e6e8ee"
-PALETTE = ["#b4402d", "#1f5f8b", "#8a8f9c", "#c58b2a", "#3f7d58", "#6a4c93"]
+PALETTE = ["#b4402d", "#1f5f8b", "#8a8f9c", "#c58b2a", "#3f7d58", "#6a4c93", "#2b8a8a", "#a0527a"]
 
 _THEME = {
     "background": "transparent",
@@ -69,6 +69,27 @@ def losses(events: Rows, unit: str, title: str) -> str:
     line = chart.mark_line(strokeWidth=1.6, interpolate="monotone")
     dots = chart.transform_filter("datum.of == 'validation'").mark_point(filled=True, size=40)
     return _svg(alt.layer(line, dots))
+
+
+def step_time(profiles: dict[str, dict[str, Any]]) -> str:
+    """Draw where the time of a training step goes: one bar for each training stage."""
+    rows = [
+        {"stage": stage, "order": number, "part": part["name"], "ms": 1e3 * part["seconds"]}
+        for stage, found in profiles.items()
+        for number, part in enumerate(found["parts"])
+    ]
+    parts = list(dict.fromkeys(str(row["part"]) for row in rows))
+    bars = (
+        alt.Chart(_data(rows), title="Where the time of a step goes")
+        .mark_bar(height={"band": 0.6})
+        .encode(
+            y=alt.Y("stage:N", sort=list(profiles), title=None),
+            x=alt.X("ms:Q", title="milliseconds a step"),
+            color=alt.Color("part:N", sort=parts, legend=alt.Legend(columns=4)),
+            order="order:Q",
+        )
+    )
+    return _svg(bars, 620, 44 * len(profiles))
 
 
 def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:

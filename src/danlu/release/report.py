@@ -12,7 +12,7 @@ from markupsafe import Markup
 from danlu import __version__
 from danlu.artifact import Artifact, write_json
 from danlu.audit.gate import Verdict, judge
-from danlu.log import Metric, read_events
+from danlu.log import LOWER_IS_BETTER, Metric, read_events
 from danlu.recipe import Recipe, dump
 from danlu.release import charts
 
@@ -25,7 +25,6 @@ _SHOWN = {
     "regress": "mae rmse r2",
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
-_LOWER = {"log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte"}
 
 
 def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
@@ -46,6 +45,8 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
     headline, beaten = _headline(recipe, rows, strongest)
     rows = _data_rows(by_name, recipe) + rows + _cost_rows(artifacts, recipe)
+    if "profile" in by_name:
+        rows += _speed_rows(by_name["profile"], recipe)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
     facts = _facts(recipe, by_name, rows, verdicts, strongest)
     facts |= {"headline": headline, "beaten": beaten}
@@ -94,7 +95,7 @@ def _strongest(recipe: Recipe, rows: list[Metric]) -> str | None:
     ]
     if not others:
         return None
-    choose = min if metric in _LOWER else max
+    choose = min if metric in LOWER_IS_BETTER else max
     return choose(others, key=lambda row: row.value).model
 
 
@@ -124,7 +125,7 @@ def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tupl
         if own.unit == "share"
         else f"{difference.value:+.3g} [{low:+.3g}, {high:+.3g}]"
     )
-    if metric in _LOWER:
+    if metric in LOWER_IS_BETTER:
         low, high = -high, -low
     if low > 0:
         return f"{line}; it beats {strongest} by {gap}.", True
@@ -184,6 +185,21 @@ def _cost_rows(artifacts: list[Artifact], recipe: Recipe) -> list[Metric]:
     return rows
 
 
+def _speed_rows(artifact: Artifact, recipe: Recipe) -> list[Metric]:
+    """Return what the profile measured."""
+    units = {
+        "step_seconds": "seconds", "tokens_per_second": "tokens/s", "flops_per_second": "FLOP/s",
+        "peak_flops_per_second": "FLOP/s", "share_of_peak": "share", "peak_memory_bytes": "bytes",
+    }  # fmt: skip
+    return [
+        Metric(
+            "profile", recipe.name, stage, metric, found[metric], None, None, found["steps"], unit
+        )
+        for stage, found in artifact.json("profile.json").items()
+        for metric, unit in units.items()
+    ]
+
+
 def _facts(
     recipe: Recipe,
     by_name: dict[str, Artifact],
@@ -202,7 +218,7 @@ def _facts(
             table.append(
                 {
                     "metric": metric,
-                    "lower": metric in _LOWER,
+                    "lower": metric in LOWER_IS_BETTER,
                     "cells": cells,
                     "difference": difference,
                 }
@@ -231,6 +247,7 @@ def _facts(
         "mistakes": by_name["evaluate"].json("mistakes.json"),
         "baselines": baselines,
         "config": trained.json("config.json"),
+        "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
         "intervals": sorted({row.interval for row in measured if row.interval}),
@@ -257,6 +274,8 @@ def _charts(recipe: Recipe, by_name: dict[str, Artifact], rows: list[Metric]) ->
             events = read_events(by_name[stage].path / "events.jsonl")
             unit = next((e["loss_unit"] for e in events if "loss_unit" in e), "loss")
             found["losses"].append(charts.losses(events, unit, stage))
+    if "profile" in by_name:
+        found["step_time"] = charts.step_time(by_name["profile"].json("profile.json"))
     metric = HEADLINE[recipe.data.kind]
     shown = [
         row for row in rows if row.metric == metric and row.split == "test" and row.low is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from danlu.batch import Batch
-from danlu.errors import DanluError
+from danlu.errors import DanluError, MachineError
 from danlu.log import Bar
 from danlu.recipe.sections import Training
 from danlu.train import optim
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unpack
+from danlu.train.machine import autocast, forget_peak, peak_memory, use_granted_cores
 from danlu.train.objective import Objective
 
 
@@ -94,7 +95,11 @@ def train(
     ------
     DivergedError
         If the gradient is not finite; the last checkpoint stays as it was.
+    MachineError
+        If more memory is held than `settings` allow.
     """
+    use_granted_cores()
+    forget_peak(device)
     optimizers = optim.build(model, settings)
     average = Average(model, settings.average)
     progress = Progress()
@@ -105,15 +110,15 @@ def train(
         best = math.inf if record["best"] is None else record["best"]
         progress = Progress(record["step"], best, record["stale"])
     per_epoch = source.steps_per_epoch
-    total = settings.epochs * per_epoch
+    total = num_steps(settings, source)
     every = settings.checkpoint_every or per_epoch
     meter = _Meter()
+    batches = ahead(source, progress.step, total)
     while progress.step < total and not _exhausted(progress, settings):
-        epoch, position = divmod(progress.step, per_epoch)
         factor = optim.rate_factor(progress.step, total, settings.warmup, settings.schedule)
         torch.manual_seed(seed * 1_000_003 + progress.step)
         loss, norm, tokens = _step(
-            model, objective, source.load(epoch, position), optimizers, settings, factor, device
+            model, objective, next(batches), optimizers, settings, factor, device
         )
         progress.step += 1
         average.update(progress.step)
@@ -125,6 +130,7 @@ def train(
                 "loss": row["loss"], "loss_unit": objective.unit, "gradient_norm": norm,
                 "learning_rate": factor * (settings.learning_rate or 0.0),
                 "tokens_per_second": row["tokens_per_second"],
+                "peak_memory_bytes": _checked(peak_memory(device), settings.memory_limit),
             })  # fmt: skip
             text = f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
             bar.update(progress.step, text)
@@ -158,22 +164,44 @@ def _step(
     for part in parts:
         with autocast(settings.precision, device):
             outputs = model(on_device := part.to(device))
-        part_loss = objective.total(outputs, on_device) / count
+            part_loss = objective.total(outputs, on_device) / count
         part_loss.backward()  # type: ignore[no-untyped-call]
         loss += part_loss.detach()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip or math.inf)
-    if not torch.isfinite(norm):
+    norm = optim.step(optimizers, settings.gradient_clip, factor * (settings.learning_rate or 0.0))
+    if not math.isfinite(norm):
         raise DivergedError(
             "the gradient is no longer finite",
             where="training",
             mend='lower learning_rate, or set precision = "float32"',
         )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = factor * (settings.learning_rate or 0.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return float(loss), float(norm), sum(part.num_tokens for part in parts)
+    return float(loss), norm, sum(part.num_tokens for part in parts)
+
+
+def num_steps(settings: Training, source: BatchSource) -> int:
+    """Return the steps of the optimiser that the settings come to, at most."""
+    return settings.steps or settings.epochs * source.steps_per_epoch
+
+
+def ahead(source: BatchSource, start: int, total: int) -> Iterator[list[Batch]]:
+    """Yield the batches from a step on; while one is computed with, the next is made."""
+    with ThreadPoolExecutor(1) as worker:
+        places = (divmod(step, source.steps_per_epoch) for step in range(start, total))
+        waiting = [worker.submit(source.load, *place) for place in [next(places, None)] if place]
+        for place in [*places, None]:
+            made = waiting.pop().result()
+            if place:
+                waiting.append(worker.submit(source.load, *place))
+            yield made
+
+
+def _checked(held: int, limit: float) -> int:
+    if limit and held > limit * 1e9:
+        raise MachineError(
+            f"training holds {held / 1e9:.2f} GB of memory; memory_limit allows {limit:g} GB",
+            where="training",
+            mend="set recompute = true, or raise accumulate, or lower the batch",
+        )
+    return held
 
 
 def _evaluate(
@@ -196,23 +224,6 @@ def _evaluate(
 
 def _exhausted(progress: Progress, settings: Training) -> bool:
     return bool(settings.patience) and progress.stale >= settings.patience
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where asked for, or where `auto` finds it fast."""
-    if precision == "float32" or (precision == "auto" and not fast_bfloat16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpu: Any = torch.cpu
-    return device.type == "cpu" and bool(
-        cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
-    )
 
 
 class _Meter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class Objective:
     unit : str
         Unit of the mean loss.
     total : callable of (outputs, batch) to Tensor of shape ()
-        Sum of the loss over what is counted.
+        Sum of the loss over what is counted; outputs are whatever the model's head gives.
     count : callable of (batch) to float
         How much is counted.
     right : callable of (outputs, batch) to Tensor of shape (N,), optional
@@ -35,7 +36,7 @@ class Objective:
 
     name: str
     unit: str
-    total: Callable[[Tensor, Batch], Tensor]
+    total: Callable[[Any, Batch], Tensor]
     count: Callable[[Batch], float]
     right: Callable[[Tensor, Batch], Tensor] | None = None
 
@@ -48,12 +49,9 @@ def _given(value: Tensor | None) -> Tensor:
 def tokens() -> Objective:
     """Cross-entropy over the vocabulary at the weighted positions, in nats a token."""
 
-    def total(logits_MV: Tensor, batch: Batch) -> Tensor:
-        weight_BT = _given(batch.weight_BT)
-        bears = weight_BT != 0
-        target_M = _given(batch.target_BT)[bears]
-        loss_M = F.cross_entropy(logits_MV.float(), target_M, reduction="none")
-        return (loss_M * weight_BT[bears]).sum()
+    def total(scores: Any, batch: Batch) -> Tensor:
+        loss: Tensor = scores.loss(_given(batch.target_BT), _given(batch.weight_BT))
+        return loss
 
     return Objective("tokens", "nats/token", total, lambda b: float(_given(b.weight_BT).sum()))
 
@@ -112,10 +110,7 @@ def squared_error() -> Objective:
 def figures(
     model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean ``loss`` over batches, its ``n``, and perhaps the ``accuracy``.
-
-    In float32 without autocast, as everything that is compared or reported.
-    """
+    """Return the mean ``loss`` over batches, its ``n``, and perhaps the ``accuracy``."""
     model.eval()
     total = count = right = documents = 0.0
     for batch in batches:

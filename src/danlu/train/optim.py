@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from danlu.recipe.sections import Training
+from danlu.train.muon import Muon
 
 
 class DecoupledSGD(torch.optim.SGD):
@@ -48,7 +49,8 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     AdamW: Loshchilov & Hutter, 2019. Muon: Jordan et al., 2024, with updates
     scaled to AdamW's size (Liu et al., 2025), for the matrices of the layers;
     embeddings, heads and vectors stay with AdamW. Vectors (norms, biases) are
-    not decayed: pulling a scale towards zero regularises nothing.
+    not decayed: pulling a scale towards zero regularises nothing. All of them are fused,
+    and divide the gradients by `grad_scale`, see :func:`step`.
     """
     rate = settings.learning_rate
     assert rate is not None, "the recipe has not been filled"
@@ -57,21 +59,48 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     muon = settings.optimizer == "muon"
     groups = decay_groups((p for n, p in named if not (muon and n in inner)), settings.weight_decay)
     if settings.optimizer == "sgd":
-        return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum)]
+        return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum, fused=True)]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     ]
     if muon:
         matrices = [p for n, p in named if n in inner]
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=rate,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=settings.weight_decay))
     return optimizers
+
+
+def step(optimizers: list[torch.optim.Optimizer], clip: float, rate: float) -> float:
+    """Take one step with the gradients at hand, and clear them.
+
+    Clipping costs no pass of its own: the optimisers divide by it as they read.
+
+    Parameters
+    ----------
+    optimizers : list of Optimizer
+        As :func:`build` gives them.
+    clip : float
+        Largest norm of the gradient; 0 clips nothing.
+    rate : float
+        Learning rate.
+
+    Returns
+    -------
+    float
+        Norm of the gradient before clipping. If it is not finite, no step is taken.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients))
+    if not math.isfinite(norm):
+        return norm
+    scale = torch.tensor(max(1.0, norm / clip)) if clip else None
+    for optimizer in optimizers:
+        optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,120 @@
+"""How long one epoch of fine-tuning a classifier takes, and how well it does.
+
+    python benchmarks/finetune.py --rounds 5
+
+Reviews of every length, batches of 32, a BERT-sized model from random weights. The
+peer is the Hugging Face Trainer with its best flags: bfloat16, fused AdamW, batches of
+like length, padded only to their longest. Each round has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import charts
+import common
+import corpus
+from common import Contestant
+
+OURS, PEER, COMPILED = (
+    "danlu",
+    "Hugging Face Trainer, best flags",
+    "Hugging Face Trainer, best flags, compiled",
+)
+
+
+def summarise(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the spread of every figure over the rounds so far."""
+    rounds = content["rounds"]
+    keys = ("seconds", "tokens/seconds", "accuracy", "peak_rss_mb", "first_step_seconds")
+    return {
+        "contestants": {
+            name: {key: common.spread(common.by_round(rounds, name, key).values()) for key in keys}
+            for name in names
+        },
+        "ratios": {
+            f"{OURS} / {name}": {
+                "speed": common.ratio(rounds, OURS, name, "tokens/seconds"),
+                "time": common.ratio(rounds, OURS, name, "seconds"),
+                "memory": common.ratio(rounds, OURS, name, "peak_rss_mb"),
+            }
+            for name in names
+            if name != OURS and OURS in names
+        },
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    text = common.header("Fine-tuning: one epoch", content)
+    text += f"Median (lowest–highest) over {len(content['rounds'])} rounds.\n\n"
+    text += "| contestant | epoch, s | real tokens/s | test accuracy | peak memory, MB |\n"
+    text += "|---|---|---|---|---|\n"
+    for name, found in content["summary"]["contestants"].items():
+        text += (
+            f"| {name} | {common.cell(found['seconds'], ',.1f')} "
+            f"| {common.cell(found['tokens/seconds'])} "
+            f"| {common.cell(found['accuracy'], '.4f')} | {common.cell(found['peak_rss_mb'])} |\n"
+        )
+    text += "\n| ratio | speed | time | peak memory |\n|---|---|---|---|\n"
+    for name, found in content["summary"]["ratios"].items():
+        cells = [common.cell(found[key], ".2f") for key in ("speed", "time", "memory")]
+        text += f"| {name} | {' | '.join(cells)} |\n"
+    return text
+
+
+def main() -> None:
+    """Run the rounds."""
+    parser = common.parser(__doc__, rounds=5)
+    parser.add_argument("--steps", type=int, default=0, help="0 is the whole epoch")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of danlu")
+    parser.add_argument("--peer-learning-rate", type=float, default=3e-4)
+    parser.add_argument("--compiled", action="store_true", help="the peer once more, compiled")
+    parser.add_argument("--pad-to", type=int, help="the peer's lengths become multiples of this")
+    # The corpus of reviews is small; all of it is one epoch.
+    parser.set_defaults(documents=0)
+    options = parser.parse_args()
+    shape = common.CLASSIFIER
+    if options.short:
+        options.rounds, options.steps, options.documents = 1, 4, common.SHORT_DOCUMENTS
+        shape = shape | common.SHORT | {"batch": 8}
+    data = corpus.prepare("reviews", options.documents)
+    rate = ("--learning-rate", str(options.peer_learning_rate))
+    padding = ("--pad-to", str(options.pad_to)) if options.pad_to else ()
+    everyone = [
+        Contestant(
+            OURS, "danlu_run.py", sys.executable, ("--learning-rate", str(options.learning_rate))
+        ),
+        Contestant(PEER, "hf_trainer.py", "hf", ("--no-compile", *rate, *padding)),
+    ]
+    if options.compiled:
+        everyone.append(Contestant(COMPILED, "hf_trainer.py", "hf", ("--compile", *rate, *padding)))
+    entrants = common.resolved(common.chosen(everyone, options.only), options)
+    names = [entrant.name for entrant in entrants]
+    shared = ["--task", "finetune", "--data", str(data), "--shape", json.dumps(shape)]
+    shared += ["--steps", str(options.steps)]
+    content: dict[str, Any] = {
+        "benchmark": "finetune",
+        "settings": common.settings(options, shape=shape),
+        "machine": common.machine(),
+        "rounds": [],
+    }
+    for number in range(options.rounds):
+        content["rounds"].append({})
+        for entrant in entrants:
+            arguments = [*shared, "--seed", str(number)]
+            content["rounds"][-1][entrant.name] = common.run(entrant, arguments, options.threads)
+        content["summary"] = summarise(content, names)
+        seconds = {
+            n: list(common.by_round(content["rounds"], n, "seconds").values()) for n in names
+        }
+        chart = charts.bars(seconds, "Fine-tuning: one epoch", "s, each dot a round", ",.1f")
+        name = common.result_name("finetune", options)
+        common.write(name, content, table(content), chart)
+    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""danlu: its loader, its loop, its optimisers, on the same documents.
+
+Checkpoints are not written, as the peers are told to write none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import documents
+import numpy as np
+import torch
+
+import danlu
+from danlu.batch import Batch
+from danlu.data.load import DocumentLoader, PackedLoader, in_order
+from danlu.data.text import Documents
+from danlu.log import Screen
+from danlu.model import flops, heads
+from danlu.model.backbone import BackboneConfig
+from danlu.recipe.sections import Training
+from danlu.train import objective as objectives
+from danlu.train.loop import num_steps, train
+
+CPU = torch.device("cpu")
+NEVER = 10**9
+
+
+class NoCheckpoints:
+    """Keeps nothing: what is measured is training."""
+
+    def latest(self) -> None:
+        """There is none."""
+
+    def best(self) -> None:
+        """There is none."""
+
+    def save(self, *_: Any) -> None:
+        """Write nothing."""
+
+    def save_best(self, *_: Any) -> None:
+        """Write nothing."""
+
+
+@dataclass
+class Counted:
+    """A loader that remembers what it gave."""
+
+    loader: DocumentLoader | PackedLoader
+    given: list[tuple[int, Batch]]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As the loader says."""
+        return self.loader.steps_per_epoch
+
+    def load(self, epoch: int, position: int) -> list[Batch]:
+        """As the loader does; the tokens of each step are noted."""
+        parts = self.loader.load(epoch, position)
+        self.given.append((sum(part.num_tokens for part in parts), parts[0]))
+        return parts
+
+
+def backbone(shape: dict[str, int], causal: bool) -> BackboneConfig:
+    """Return the peers' shape in danlu's terms."""
+    return BackboneConfig(
+        vocab_size=shape["vocab_size"],
+        num_layers=shape["layers"],
+        dim=shape["width"],
+        num_heads=shape["heads"],
+        num_kv_heads=shape["heads"],
+        head_dim=shape["width"] // shape["heads"],
+        hidden_dim=shape["hidden"],
+        activation="swiglu" if shape.get("gated", True) else "gelu",
+        causal=causal,
+    )
+
+
+@torch.inference_mode()
+def bits_per_byte(model: heads.Model, folder: Path) -> float:
+    """Return the validation split's bits per byte in float32, summed as all sum it."""
+    model.eval()
+
+    def nats(ids: np.ndarray, targets: np.ndarray) -> float:
+        real = torch.from_numpy(ids != 0)
+        owner = torch.where(real, torch.arange(len(ids))[:, None], -1)
+        position = torch.arange(ids.shape[1]).expand(ids.shape)
+        weight = torch.from_numpy((targets != documents.IGNORED).astype(np.float32))
+        target = torch.from_numpy(np.maximum(targets, 0))
+        batch = Batch(torch.from_numpy(ids), position, owner, len(ids), target, weight)
+        return float(objectives.tokens().total(model(batch), batch))
+
+    return documents.bits_per_byte(folder, nats)
+
+
+@torch.inference_mode()
+def accuracy(model: heads.Model, folder: Path) -> float:
+    """Return the share of test documents answered rightly, in float32."""
+    model.eval()
+    label = np.load(folder / "test.labels.npy")
+    right = 0
+    for batch in in_order(Documents.load(folder, "test"), 64):
+        rows = batch.row_N.numpy()
+        right += int((model(batch).argmax(-1).numpy() == label[rows]).sum())
+    return right / len(label)
+
+
+def main() -> None:
+    """Train and write the answer."""
+    options = common.parser(__doc__).parse_args()
+    shape: dict[str, int] = options.shape
+    folder: Path = options.data
+    torch.manual_seed(options.seed)
+    tuning = options.task == "finetune"
+    split = Documents.load(folder, "train")
+    objective: objectives.Objective
+    if tuning:
+        label = torch.from_numpy(np.load(folder / "train.labels.npy").astype(np.int64))
+        loader: DocumentLoader | PackedLoader = DocumentLoader(
+            split, label, shape["batch"], 1, options.seed
+        )
+        model = heads.build(backbone(shape, causal=False), "classify", 2, dropout=0.1)
+        objective = objectives.classes()
+    else:
+        loader = PackedLoader(
+            split, shape["batch"], shape["context"], 1, options.seed, "causal", 0.15,
+            shape["vocab_size"],
+        )  # fmt: skip
+        model = heads.build(backbone(shape, causal=True), "causal")
+        objective = objectives.tokens()
+    optimizer = Training().optimizer if options.optimizer == "default" else options.optimizer
+    settings = Training(
+        steps=options.steps and options.warm_up + options.steps,
+        optimizer=optimizer,
+        learning_rate=options.learning_rate,
+        betas=common.BETAS,
+        weight_decay=common.WEIGHT_DECAY,
+        warmup=options.schedule_warm_up,
+        gradient_clip=common.GRADIENT_CLIP,
+        log_every=1,
+        checkpoint_every=options.evaluate_every if options.task == "quality" else NEVER,
+        precision="auto" if options.flags == "best" else "float32",
+    )
+    clock, given = common.Clock(options.warm_up), []
+    source = Counted(loader, given)
+    curve: list[list[float]] = []
+    operations: list[float] = []
+
+    def log(row: dict[str, Any]) -> None:
+        if row["event"] == "step":
+            tokens, _ = given[row["step"] - 1]
+            clock.step(tokens, row["loss"])
+
+    def validate() -> dict[str, float]:
+        if options.task != "quality":
+            return {"loss": 0.0}
+        seconds, step = clock.seconds, len(clock.record()["step_seconds"]) + options.warm_up
+        with clock.pause():
+            found = bits_per_byte(model, folder)
+        curve.append([step, seconds, found])
+        return {"loss": found}
+
+    total = num_steps(settings, source)
+    with Screen(quiet=True).progress(total, "steps") as bar:
+        clock.begin()
+        train(
+            model, objective, source, validate, settings, seed=options.seed, device=CPU,
+            checkpoints=NoCheckpoints(), log=log, bar=bar,  # type: ignore[arg-type]
+        )  # fmt: skip
+    for tokens, part in given[:20]:
+        operations.append(flops.useful(model, part) / tokens)
+    more: dict[str, Any] = {}
+    if tuning:
+        more["accuracy"] = accuracy(model, folder)
+    if curve:
+        more["curve"] = curve
+    common.write_result(
+        options.out,
+        f"danlu, {optimizer}",
+        clock,
+        versions={"danlu": danlu.__version__, "torch": torch.__version__},
+        settings={
+            "optimizer": optimizer,
+            "learning_rate": options.learning_rate,
+            "precision": settings.precision,
+            "threads": torch.get_num_threads(),
+            "kernels": "DANLU_NO_KERNELS" not in os.environ,
+        },
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_token=math.fsum(operations) / len(operations),
+        **more,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""The two training stages: what is learnt, from what, and how it is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from danlu.artifact import read_json, write_json
+from danlu.batch import Batch
+from danlu.data import text
+from danlu.data.load import DocumentLoader, PackedLoader, in_order
+from danlu.data.privacy import KINDS
+from danlu.errors import DataError
+from danlu.log import Events, Screen
+from danlu.model import flops, heads
+from danlu.recipe import Recipe
+from danlu.recipe.sections import Training
+from danlu.stages import (
+    CONFIG,
+    VALIDATION_BATCH,
+    WEIGHTS,
+    backbone_config,
+    device,
+    token_batches,
+    truth,
+)
+from danlu.train import objective as objectives
+from danlu.train.checkpoint import Checkpoints, unique_tensors
+from danlu.train.loop import num_steps, train
+from danlu.train.machine import autocast
+from danlu.train.profile import profile as profile_training
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What says how good a model is on the validation split."""
+
+    objective: objectives.Objective
+    held_out: list[Batch]
+    by_accuracy: bool
+    precision: str
+
+    def __call__(self, model: heads.Model, where: torch.device) -> dict[str, float]:
+        # As training computes: what is reported in the end is measured again in float32.
+        with autocast(self.precision, where):
+            found = objectives.figures(model, self.objective, self.held_out, where)
+        return found | {"badness": -found["accuracy"] if self.by_accuracy else found["loss"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """All that a training stage starts from.
+
+    Attributes
+    ----------
+    model : Model
+        With fresh or pre-trained weights.
+    objective : Objective
+    loader : DocumentLoader or PackedLoader
+    judge : Judge
+    kind : str
+        The head's objective.
+    classes : list of str
+    scale : dict, optional
+        Mean and standard deviation of a regressor's values.
+    """
+
+    model: heads.Model
+    objective: objectives.Objective
+    loader: DocumentLoader | PackedLoader
+    judge: Judge
+    kind: str
+    classes: list[str]
+    scale: dict[str, float] | None = None
+
+
+def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
+    """Learn from the text alone."""
+    settings, tokens = recipe.pretrain, paths["tokenizer"]
+    assert settings.objective != "none"
+    vocab_size = read_json(tokens / "report.json")["vocab_size"]
+    torch.manual_seed(recipe.seed)
+    config = backbone_config(recipe, vocab_size, settings.layer_dropout)
+    length = recipe.tokenizer.max_length
+    loader = PackedLoader(
+        documents=text.Documents.load(tokens, "train"),
+        rows=(settings.batch_tokens or length) // length,
+        length=length,
+        accumulate=settings.accumulate,
+        seed=recipe.seed,
+        objective=settings.objective,
+        mask_probability=settings.mask_probability,
+        vocab_size=vocab_size,
+    )
+    held_out = list(token_batches(recipe, tokens, "validation", vocab_size))
+    objective = objectives.tokens()
+    judge = Judge(objective, held_out, by_accuracy=False, precision=settings.precision)
+    model = heads.build(config, settings.objective)
+    return Lesson(model, objective, loader, judge, settings.objective, [])
+
+
+def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
+    """Learn from the labels, from the pre-trained weights if there are any."""
+    settings, kind = recipe.finetune, recipe.data.kind
+    assert kind != "pretrain"
+    data, tokens = paths["data"], paths["tokenizer"]
+    classes = read_json(data / "report.json")["classes"]
+    vocab_size = read_json(tokens / "report.json")["vocab_size"]
+    torch.manual_seed(recipe.seed)
+    config = backbone_config(recipe, vocab_size, settings.layer_dropout)
+    model = heads.build(config, kind, num_outputs=len(classes) or 1, dropout=settings.dropout)
+    if "pretrain" in paths:
+        stored = load_file(paths["pretrain"] / WEIGHTS)
+        own = {
+            k.removeprefix("backbone."): v for k, v in stored.items() if k.startswith("backbone.")
+        }
+        model.backbone.load_state_dict(own)
+    targets = {name: truth(recipe, data, name) for name in ("train", "validation")}
+    scale = _scale(targets["train"]) if kind == "regress" else None
+    tensors = {name: _target(values, kind, scale) for name, values in targets.items()}
+    loader = DocumentLoader(
+        documents=text.Documents.load(tokens, "train"),
+        labels=tensors["train"],
+        batch_size=settings.batch_size or 1,
+        accumulate=settings.accumulate,
+        seed=recipe.seed,
+        mask_probability=settings.mask_probability,
+        views=2 if settings.consistency else 1,
+    )
+    held_out_objective = {
+        "classify": lambda: objectives.classes(settings.label_smoothing),
+        "multilabel": objectives.several_labels,
+        "regress": objectives.squared_error,
+    }[kind]()
+    documents = text.Documents.load(tokens, "validation")
+    held_out = list(in_order(documents, VALIDATION_BATCH, tensors["validation"]))
+    objective = held_out_objective
+    if settings.consistency:
+        objective = objectives.classes(settings.label_smoothing, settings.consistency)
+    judge = Judge(
+        held_out_objective, held_out, settings.choose_by == "accuracy", settings.precision
+    )
+    return Lesson(model, objective, loader, judge, kind, classes, scale)
+
+
+STAGES = {"pretrain": pretrain, "finetune": finetune}
+
+
+def _scale(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return the training split's mean and standard deviation."""
+    spread = float(values.std())
+    if spread == 0:
+        raise DataError("every training row has the same value", where="data.label")
+    return {"mean": float(values.mean()), "std": spread}
+
+
+def _target(values: NDArray[Any], kind: str, scale: dict[str, float] | None) -> torch.Tensor:
+    if kind == "classify":
+        return torch.from_numpy(values)
+    if scale is not None:
+        values = ((values - scale["mean"]) / scale["std"])[:, None]
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def fit(
+    stage: str,
+    recipe: Recipe,
+    paths: dict[str, Path],
+    folder: Path,
+    events: Events,
+    screen: Screen,
+) -> None:
+    """Train a model, and write its best weights.
+
+    Parameters
+    ----------
+    stage : {"pretrain", "finetune"}
+    recipe : Recipe
+        Filled.
+    paths : dict of str to Path
+        Folders of the stages before.
+    folder : Path
+        Receives the weights, the configuration, and checkpoints along the way.
+    events, screen
+        Where progress is written and shown.
+    """
+    settings: Training = getattr(recipe, stage)
+    lesson = STAGES[stage](recipe, paths)
+    model, loader = lesson.model, lesson.loader
+    where = device()
+    model.to(where)
+    model.backbone.checkpoint = settings.recompute
+    parameters = sum(tensor.numel() for tensor in unique_tensors(model).values())
+    packed = ""
+    if isinstance(loader, PackedLoader):
+        packed = f" in {len(loader.packed):,} rows, {loader.fill:.1%} full"
+    documents = f"{len(loader.documents):,} documents{packed}"
+    screen.say(f"  {parameters:,} parameters on {where}, {documents}")
+    write = _writers(stage, settings, folder, events)
+
+    def log(row: dict[str, Any]) -> None:
+        write({"stage": stage, **row})
+        if row["event"] == "validation":
+            best = " [green]best[/]" if row["best"] else ""
+            accuracy = f", accuracy {row['accuracy']:.4f}" if "accuracy" in row else ""
+            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{accuracy}{best}")
+
+    with screen.progress(num_steps(settings, loader), "steps") as bar:
+        train(
+            model,
+            lesson.objective,
+            loader,
+            lambda: lesson.judge(model, where),
+            settings,
+            seed=recipe.seed,
+            device=where,
+            checkpoints=Checkpoints(folder / "checkpoints", settings.keep_checkpoints),
+            log=log,
+            bar=bar,
+        )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in unique_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, _config(recipe, lesson))
+
+
+def profile(
+    recipe: Recipe, paths: dict[str, Path], folder: Path, stages: list[str], screen: Screen
+) -> None:
+    """Measure a few steps of each training stage, with weights that are thrown away."""
+    found = {}
+    for stage in stages:
+        settings: Training = getattr(recipe, stage)
+        lesson = STAGES[stage](recipe, paths)
+        lesson.model.to(where := device())
+        lesson.model.backbone.checkpoint = settings.recompute
+        found[stage] = profile_training(
+            lesson.model,
+            lesson.objective,
+            lesson.loader,
+            settings,
+            partial(flops.useful, lesson.model),
+            where,
+            recipe.seed,
+        )
+        it = found[stage]
+        screen.say(
+            f"  {stage}: {it['tokens_per_second']:,.0f} tokens/s, "
+            f"{it['flops_per_second'] / 1e9:,.0f} useful GFLOP/s, {it['share_of_peak']:.0%} of the "
+            f"machine's best {it['precision']} matrix product"
+        )
+        for part in it["parts"]:
+            bar = "█" * round(30 * part["share"])
+            screen.say(f"    {part['name']:<22} {part['share']:>5.1%} {bar}")
+    write_json(folder / "profile.json", found)
+
+
+def _writers(
+    stage: str, settings: Training, folder: Path, events: Events
+) -> Callable[[dict[str, Any]], None]:
+    """Return what writes a row to the log, and to TensorBoard if asked for."""
+    if not settings.tensorboard:
+        return events.write
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(row: dict[str, Any]) -> None:
+        events.write(row)
+        for name, value in row.items():
+            if isinstance(value, float):
+                board.add_scalar(f"{stage}/{row['event']}/{name}", value, row["step"])
+        board.flush()
+
+    return write
+
+
+def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:
+    """Return everything but the weights that it takes to predict."""
+    return {
+        "model_type": "danlu",
+        "architectures": ["DanluModel"],
+        "head": lesson.kind,
+        "classes": lesson.classes,
+        "scale": lesson.scale,
+        "backbone": lesson.model.backbone.config.to_dict(),
+        "max_length": recipe.tokenizer.max_length,
+        "unicode": recipe.data.clean.unicode,
+        "max_chars": recipe.data.clean.max_chars,
+        "redact": [kind for kind in KINDS if getattr(recipe.data.redact, kind)],
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,46 @@
+"""How many floating-point operations training needs, counted from the shapes."""
+
+from __future__ import annotations
+
+from danlu.batch import PADDING, Batch
+from danlu.model.heads import Model, TokenHead
+from danlu.model.ops import Layout
+
+_MULTIPLY_ADD, _PASSES = 2, 3  # a product forward, and one for each of its factors backward
+
+
+def useful(model: Model, batch: Batch) -> int:
+    """Return the operations that a training step on `batch` cannot do without.
+
+    Counted are matrix products: of the layers at every token, of attention between the
+    pairs that may see each other (half of them if causal), of the output layer at the
+    positions that bear loss. Padding, recomputation and everything that is not a matrix
+    product count as nothing, so the figure is on the low side.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from danlu.model.backbone import BackboneConfig
+    >>> from danlu.model.heads import build
+    >>> config = BackboneConfig(vocab_size=32, num_layers=1, dim=16, num_heads=1,
+    ...                         num_kv_heads=1, head_dim=16, hidden_dim=16)
+    >>> ids = torch.zeros(1, 4, dtype=torch.long)
+    >>> batch = Batch(ids, ids, ids, 1, weight_BT=torch.tensor([[1.0, 0, 0, 0]]))
+    >>> attention, layers, output = 2 * 4 * 4 * 16, 4 * 7 * 16 * 16, 16 * 16 + 16 * 32
+    >>> useful(build(config, "masked"), batch) == 6 * (attention + layers + output)
+    True
+    """
+    config = model.backbone.config
+    layers = sum(p.numel() for p in model.backbone.layers.parameters() if p.ndim == 2)
+    tokens = int((batch.document_BT != PADDING).sum())
+    length_S = Layout.of(batch.document_BT, config.causal).length_S
+    pairs = int((length_S * (length_S + 1) // 2 if config.causal else length_S**2).sum())
+    seen = 2 * pairs * config.num_layers * config.num_heads * config.head_dim
+    head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
+    at = tokens
+    if isinstance(model.head, TokenHead):
+        if model.head.weight is None:
+            head += model.backbone.embedding.weight.numel()
+        assert batch.weight_BT is not None
+        at = int((batch.weight_BT != 0).sum())
+    return _MULTIPLY_ADD * _PASSES * (layers * tokens + seen + head * at)

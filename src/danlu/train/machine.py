@@ -1,0 +1,98 @@
+"""What training asks of the machine: memory, cores, and how fast it can multiply."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where asked for, or where `auto` finds it fast."""
+    if precision == "float32" or (precision == "auto" and not fast_bfloat16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu: Any = torch.cpu
+    return device.type == "cpu" and bool(
+        cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    )
+
+
+def use_granted_cores() -> None:
+    """Compute with as many threads as the process was granted cores.
+
+    torch counts the machine's; in a container with a quota the surplus threads wait for
+    each other. ``OMP_NUM_THREADS`` has the last word.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    granted = cores or 1
+    try:
+        quota, period = _QUOTA.read_text(encoding="utf-8").split()
+        granted = min(granted, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or "max": no quota
+        pass
+    if granted < torch.get_num_threads():
+        torch.set_num_threads(granted)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let :func:`peak_memory` count from now, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        with suppress(OSError):
+            _CLEAR.write_text("5", encoding="utf-8")  # man 5 proc: resets the peak resident set
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory held (bytes): by tensors on a GPU, else by the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
+    """Measure the best speed of torch's matrix product over a few shapes.
+
+    Returns
+    -------
+    float
+        Floating-point operations a second: of the best shape, the median of its runs.
+    """
+    shapes = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 1536))
+    best = 0.0
+    for m, k, n in shapes:
+        a = torch.randn(m, k, device=device).to(dtype)
+        b = torch.randn(n, k, device=device).to(dtype)
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 5 or time.perf_counter() - began < seconds / len(shapes):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        best = max(best, 2 * m * k * n / statistics.median(times[2:]))
+    return best
