@@ -264,3 +264,19 @@ def test_a_released_model_that_was_tampered_with_is_refused(finished, tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="do not fit"):
         danlu.load(model)
+
+
+def test_a_profile_is_a_part_of_the_report_and_trains_nothing_again(finished, tmp_path, small):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    result = danlu.run(RECIPE, run, small, profile=True)
+    assert set(result.built) == {"profile", "report"}
+    rows = [r for r in read_json(run / "metrics.json") if r["stage"] == "profile"]
+    assert {r["split"] for r in rows} == {"pretrain", "finetune"}
+    by_metric = {r["metric"]: r for r in rows if r["split"] == "pretrain"}
+    assert by_metric["tokens_per_second"]["unit"] == "tokens/s"
+    assert 0 < by_metric["share_of_peak"]["value"] < 1.5
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'id="speed"' in page
+    assert 'id="chart-step"' in page
+    assert 'id="speed"' not in (finished / "report.html").read_text(encoding="utf-8")

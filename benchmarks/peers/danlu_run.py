@@ -23,6 +23,7 @@ from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model import flops, heads
 from danlu.model.backbone import BackboneConfig
+from danlu.recipe import num_parts
 from danlu.recipe.sections import Training
 from danlu.train import objective as objectives
 from danlu.train.loop import num_steps, train
@@ -52,7 +53,7 @@ class Counted:
     """A loader that remembers what it gave."""
 
     loader: DocumentLoader | PackedLoader
-    given: list[tuple[int, Batch]]
+    given: list[tuple[int, list[Batch]]]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,7 +63,7 @@ class Counted:
     def load(self, epoch: int, position: int) -> list[Batch]:
         """As the loader does; the tokens of each step are noted."""
         parts = self.loader.load(epoch, position)
-        self.given.append((sum(part.num_tokens for part in parts), parts[0]))
+        self.given.append((sum(part.num_tokens for part in parts), parts))
         return parts
 
 
@@ -127,10 +128,11 @@ def main() -> None:
         model = heads.build(backbone(shape, causal=False), "classify", 2, dropout=0.1)
         objective = objectives.classes()
     else:
+        rows, row = shape["batch"], shape["context"]
+        parts = num_parts(rows * row, row, shape["width"], shape["layers"])
         loader = PackedLoader(
-            split, shape["batch"], shape["context"], 1, options.seed, "causal", 0.15,
-            shape["vocab_size"],
-        )  # fmt: skip
+            split, rows, row, parts, options.seed, "causal", 0.15, shape["vocab_size"]
+        )
         model = heads.build(backbone(shape, causal=True), "causal")
         objective = objectives.tokens()
     optimizer = Training().optimizer if options.optimizer == "default" else options.optimizer
@@ -172,8 +174,8 @@ def main() -> None:
             model, objective, source, validate, settings, seed=options.seed, device=CPU,
             checkpoints=NoCheckpoints(), log=log, bar=bar,  # type: ignore[arg-type]
         )  # fmt: skip
-    for tokens, part in given[:20]:
-        operations.append(flops.useful(model, part) / tokens)
+    for tokens, parts_of_step in given[:20]:
+        operations.append(sum(flops.useful(model, part) for part in parts_of_step) / tokens)
     more: dict[str, Any] = {}
     if tuning:
         more["accuracy"] = accuracy(model, folder)

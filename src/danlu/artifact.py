@@ -135,7 +135,11 @@ def _commit() -> str | None:
 
 
 def peak_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes.
+
+    On Linux it counts from where :func:`danlu.train.machine.forget_peak` last began anew,
+    which is the present training stage or the last one.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -5,9 +5,11 @@ Legend of the shape suffixes used throughout danlu:
 == =====================================================================
 B  rows of a batch
 T  positions in a row
-N  documents in a batch (a row may hold several)
+N  documents in a batch (a row may hold several); in `ops.attention`, its tokens
+S  documents in a layout, or matrices in a stack
+L  positions in a document
 D  width of the backbone
-H  width of one attention head
+H  width of one attention head (G: half of it)
 A  attention heads (K: key/value heads)
 F  hidden width of the feed-forward layer
 V  vocabulary

@@ -121,7 +121,7 @@ def from_machine(error: Exception) -> MachineError | None:
         return MachineError(
             f"not allowed: {os.strerror(number)}", where=where, mend="choose another folder"
         )
-    if isinstance(error, MemoryError) or "not enough memory" in told:
+    if isinstance(error, MemoryError) or "of memory" in told or "not enough memory" in told:
         return MachineError("out of memory", mend="a smaller batch, accumulate, or recompute")
     if isinstance(error, OSError):
         return MachineError(f"the operating system refused: {told}", where=where)

@@ -20,7 +20,7 @@ from danlu.data.load import DocumentLoader, PackedLoader, in_order
 from danlu.data.privacy import KINDS
 from danlu.errors import DataError
 from danlu.log import Events, Screen
-from danlu.model import flops, heads
+from danlu.model import flops, heads, native
 from danlu.recipe import Recipe
 from danlu.recipe.sections import Training
 from danlu.stages import (
@@ -35,7 +35,7 @@ from danlu.stages import (
 from danlu.train import objective as objectives
 from danlu.train.checkpoint import Checkpoints, unique_tensors
 from danlu.train.loop import num_steps, train
-from danlu.train.machine import autocast
+from danlu.train.machine import autocast, use_granted_cores, working_dtype
 from danlu.train.profile import profile as profile_training
 
 
@@ -94,7 +94,7 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         documents=text.Documents.load(tokens, "train"),
         rows=(settings.batch_tokens or length) // length,
         length=length,
-        accumulate=settings.accumulate,
+        accumulate=settings.accumulate or 1,
         seed=recipe.seed,
         objective=settings.objective,
         mask_probability=settings.mask_probability,
@@ -130,7 +130,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         documents=text.Documents.load(tokens, "train"),
         labels=tensors["train"],
         batch_size=settings.batch_size or 1,
-        accumulate=settings.accumulate,
+        accumulate=settings.accumulate or 1,
         seed=recipe.seed,
         mask_probability=settings.mask_probability,
         views=2 if settings.consistency else 1,
@@ -149,6 +149,15 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         held_out_objective, held_out, settings.choose_by == "accuracy", settings.precision
     )
     return Lesson(model, objective, loader, judge, kind, classes, scale)
+
+
+def how_computed(settings: Training, where: torch.device) -> dict[str, Any]:
+    """Return what speed and the last digits depend on; builds the kernels if need be."""
+    return {
+        "precision": str(working_dtype(settings.precision, where)).removeprefix("torch."),
+        "kernels": "danlu" if where.type == "cpu" and native.library() else "plain",
+        "threads": torch.get_num_threads(),
+    }
 
 
 STAGES = {"pretrain": pretrain, "finetune": finetune}
@@ -204,7 +213,11 @@ def fit(
         packed = f" in {len(loader.packed):,} rows, {loader.fill:.1%} full"
     documents = f"{len(loader.documents):,} documents{packed}"
     screen.say(f"  {parameters:,} parameters on {where}, {documents}")
+    use_granted_cores()
+    ran = how_computed(settings, where)
+    screen.say(f"  {', '.join(f'{key} {value}' for key, value in ran.items())}")
     write = _writers(stage, settings, folder, events)
+    write({"stage": stage, "event": "begin", "step": 0, **ran})
 
     def log(row: dict[str, Any]) -> None:
         write({"stage": stage, **row})

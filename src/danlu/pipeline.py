@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.artifact import Artifact, Store, read_json, sync_tree, write_json
+from danlu.artifact import Artifact, Store, machine_record, read_json, sync_tree, write_json
 from danlu.errors import CheckFailed, DanluError, InputError, from_machine
 from danlu.log import Events, Metric, Screen
 from danlu.recipe import Recipe, dump
@@ -223,9 +224,11 @@ class _Run:
     def profile(self) -> None:
         """Measure where the time of a training step goes."""
         stages: list[str] = [name for name in ("pretrain", "finetune") if name in self.artifacts]
-        section = {
+        section: dict[str, Any] = {
             name: getattr(self.recipe, name).model_dump(mode="json") for name in ("model", *stages)
         }
+        # A speed belongs to the machine, and to the way of computing.
+        section["on"] = [machine_record(), os.environ.get("DANLU_NO_KERNELS")]
 
         def make(folder: Path) -> None:
             from danlu.fitting import profile

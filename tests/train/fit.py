@@ -83,7 +83,7 @@ class Fit:
             "log_every": 1,
         }
         settings = Training(**chosen | others)
-        source = source or self.source(batch_size, settings.accumulate)
+        source = source or self.source(batch_size, settings.accumulate or 1)
         self.checkpoints = Checkpoints(self.folder, settings.keep_checkpoints)
         regress = self.kind == "regress"
         with Screen(quiet=True).progress(1, "steps") as bar:

@@ -198,8 +198,9 @@ class PackedLoader:
 class DocumentLoader:
     """Batches of so many documents, laid end to end, for objectives over documents.
 
-    The last document of a batch is chosen such that the tokens come out even, and
-    no padding is computed with; only at the end of an epoch may none fit.
+    The last document of a batch is chosen such that the tokens come out even, and no
+    padding is computed with, unless no document at hand fits, as at the end of an epoch.
+    A batch computed in parts has each part padded by itself.
 
     Attributes
     ----------

@@ -106,7 +106,7 @@ def orthogonalize(x_SMN: Tensor) -> Tensor:
         return ops.orthogonalize(x_SMN)
     if not (_fits(x_SMN, _STEP) and native.multiplies_bfloat16()):
         return ops.orthogonalize(x_SMN)
-    polynomials = torch.tensor(ops.polar_polynomials())
+    polynomials = torch.tensor(ops.polar_polynomials(), dtype=torch.float32)
     _call("orthogonalize", *x_SMN.shape, x_SMN, polynomials, len(polynomials))
     return x_SMN
 
@@ -247,7 +247,6 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, cos, sin, out, lse_BTA = ctx.saved_tensors
-        # One tensor for the three, so that the gradient of a joint projection needs no copy.
         shapes = [x.shape[-2] for x in (q, k, v)]
         joint = q.new_zeros(*q.shape[:2], sum(shapes), q.shape[-1])
         d_q, d_k, d_v = torch.split(joint, shapes, dim=2)

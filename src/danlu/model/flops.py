@@ -36,11 +36,13 @@ def useful(model: Model, batch: Batch) -> int:
     length_S = Layout.of(batch.document_BT, config.causal).length_S
     pairs = int((length_S * (length_S + 1) // 2 if config.causal else length_S**2).sum())
     seen = 2 * pairs * config.num_layers * config.num_heads * config.head_dim
-    head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
-    at = tokens
     if isinstance(model.head, TokenHead):
+        head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
         if model.head.weight is None:
             head += model.backbone.embedding.weight.numel()
         assert batch.weight_BT is not None
-        at = int((batch.weight_BT != 0).sum())
-    return _MULTIPLY_ADD * _PASSES * (layers * tokens + seen + head * at)
+        head *= int((batch.weight_BT != 0).sum())
+    else:
+        head = model.head.score.weight.numel() * tokens
+        head += model.head.output.weight.numel() * batch.num_documents
+    return _MULTIPLY_ADD * _PASSES * (layers * tokens + seen + head)

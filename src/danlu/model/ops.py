@@ -260,8 +260,8 @@ def orthogonalize(x_SMN: Tensor) -> Tensor:
 
     Parameters
     ----------
-    x_SMN : Tensor of bfloat16, shape (S, M, N)
-        With M <= N. It may be overwritten.
+    x_SMN : Tensor, shape (S, M, N)
+        With M <= N, in the precision to work in; bfloat16 suffices. It may be overwritten.
 
     Notes
     -----

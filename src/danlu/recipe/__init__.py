@@ -233,6 +233,23 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     return problems
 
 
+def num_parts(tokens: int, row: int, width: int, depth: int) -> int:
+    """Return in how many parts a step is computed by default.
+
+    So many that the activations of a part take about 100 MB; a part holds at least a row.
+    Smaller parts cost little on a CPU: their activations stay nearer to the caches.
+
+    Parameters
+    ----------
+    tokens, row : int
+        Tokens of a step and of a row.
+    width, depth : int
+        Of the model.
+    """
+    kept = 36 * width * depth  # bytes for a token, measured in bfloat16
+    return max(1, min(-(-tokens * kept // 10**8), tokens // row))
+
+
 def _round_up(number: float, step: int) -> int:
     return max(step, -(-int(number) // step) * step)
 
@@ -284,12 +301,15 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         )
     updates["model"] = model
     narrow = (256 / model.width) ** 0.5
+    width, row = model.width, recipe.tokenizer.max_length
+    tokens = recipe.pretrain.batch_tokens or max(4096, row)
     updates["pretrain"] = derive(
         recipe.pretrain,
         "pretrain",
-        batch_tokens=(
-            max(4096, recipe.tokenizer.max_length),
-            "4,096 tokens, or one row if that is longer",
+        batch_tokens=(tokens, "4,096 tokens, or one row if that is longer"),
+        accumulate=(
+            num_parts(tokens, row, width, model.depth),
+            "parts whose activations take about 100 MB, at least a row each",
         ),
         learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
     )
@@ -297,6 +317,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         recipe.finetune,
         "finetune",
         batch_size=(32, "32 documents"),
+        accumulate=(1, "all documents of a step at once"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",

@@ -186,7 +186,7 @@ class Training(Section):
     """Steps of the optimiser, at most, in place of `epochs`; 0 counts epochs."""
     layer_dropout: Fraction = 0.0
     """On embeddings and residual branches."""
-    accumulate: Positive = 1
+    accumulate: Positive | None = None
     """Parts that a batch is computed in, to save memory. Loss and gradient are those of the
     whole batch; what is hidden of a text is drawn for each part by itself."""
     recompute: bool = False

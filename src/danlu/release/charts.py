@@ -60,6 +60,7 @@ def losses(events: Rows, unit: str, title: str) -> str:
             "of": "training" if e["event"] == "step" else "validation",
         }
         for e in events
+        if "loss" in e
     ]
     chart = alt.Chart(_data(rows), title=title).encode(
         x=alt.X("step:Q", title="step"),

@@ -17,7 +17,7 @@ from danlu.data.load import in_order
 from danlu.data.text import Documents, Encoder
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities
-from danlu.model import heads
+from danlu.model import heads, native
 from danlu.model.backbone import BackboneConfig
 
 
@@ -91,6 +91,7 @@ class Engine:
                 f"{backbone.vocab_size}: they do not fit together",
                 where=str(folder),
             )
+        native.library()  # built now, if need be, and not while the first question waits
         return cls(model.to(device).eval(), encoder, config, device)
 
     @property

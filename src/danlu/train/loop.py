@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -157,6 +158,29 @@ def _step(
     device: torch.device,
 ) -> tuple[float, float, int]:
     """Take one step; return the mean loss, the gradient's norm and the tokens seen."""
+    loss = forward_and_backward(model, objective, parts, settings, device)
+    norm = optim.step(optimizers, settings.gradient_clip, factor * (settings.learning_rate or 0.0))
+    if not math.isfinite(norm):
+        raise DivergedError(
+            "the gradient is no longer finite",
+            where="training",
+            mend='lower learning_rate, or set precision = "float32"',
+        )
+    return loss, norm, sum(part.num_tokens for part in parts)
+
+
+def forward_and_backward(
+    model: nn.Module,
+    objective: Objective,
+    parts: list[Batch],
+    settings: Training,
+    device: torch.device,
+    mark: Callable[[str], None] = lambda _: None,
+) -> float:
+    """Add a batch's gradient to the model's; return its mean loss.
+
+    `mark` is told after each ``"forward"`` and ``"backward"`` pass.
+    """
     model.train()
     # A batch in which nothing is to be predicted has the loss 0 and moves nothing.
     count = sum(objective.count(part) for part in parts) or 1.0
@@ -165,16 +189,11 @@ def _step(
         with autocast(settings.precision, device):
             outputs = model(on_device := part.to(device))
             part_loss = objective.total(outputs, on_device) / count
+        mark("forward")
         part_loss.backward()  # type: ignore[no-untyped-call]
+        mark("backward")
         loss += part_loss.detach()
-    norm = optim.step(optimizers, settings.gradient_clip, factor * (settings.learning_rate or 0.0))
-    if not math.isfinite(norm):
-        raise DivergedError(
-            "the gradient is no longer finite",
-            where="training",
-            mend='lower learning_rate, or set precision = "float32"',
-        )
-    return float(loss), norm, sum(part.num_tokens for part in parts)
+    return float(loss)
 
 
 def num_steps(settings: Training, source: BatchSource) -> int:
@@ -185,13 +204,13 @@ def num_steps(settings: Training, source: BatchSource) -> int:
 def ahead(source: BatchSource, start: int, total: int) -> Iterator[list[Batch]]:
     """Yield the batches from a step on; while one is computed with, the next is made."""
     with ThreadPoolExecutor(1) as worker:
-        places = (divmod(step, source.steps_per_epoch) for step in range(start, total))
-        waiting = [worker.submit(source.load, *place) for place in [next(places, None)] if place]
-        for place in [*places, None]:
-            made = waiting.pop().result()
-            if place:
-                waiting.append(worker.submit(source.load, *place))
-            yield made
+        waiting: deque[Future[list[Batch]]] = deque()
+        for step in range(start, total):
+            waiting.append(worker.submit(source.load, *divmod(step, source.steps_per_epoch)))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _checked(held: int, limit: float) -> int:

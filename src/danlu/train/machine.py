@@ -11,15 +11,23 @@ from typing import Any
 
 import torch
 
+from danlu.artifact import peak_memory as process_peak
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where asked for, or where `auto` finds it fast."""
+def working_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return bfloat16 where asked for, or where `auto` finds it fast; else float32."""
     if precision == "float32" or (precision == "auto" and not fast_bfloat16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+        return torch.float32
+    return torch.bfloat16
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in :func:`working_dtype`."""
+    dtype = working_dtype(precision, device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -68,9 +76,7 @@ def peak_memory(device: torch.device) -> int:
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process_peak()
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
@@ -81,7 +87,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) 
     float
         Floating-point operations a second: of the best shape, the median of its runs.
     """
+    shapes: tuple[tuple[int, int, int], ...]
     shapes = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 1536))
+    if device.type == "cuda":
+        shapes = ((8192, 8192, 8192), (16384, 4096, 4096))  # a launch must not count
     best = 0.0
     for m, k, n in shapes:
         a = torch.randn(m, k, device=device).to(dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.model import fast
+from danlu.train.machine import working_dtype
 
 
 class Muon(torch.optim.Optimizer):
@@ -64,8 +65,9 @@ class Muon(torch.optim.Optimizer):
                 momentum, rate = group["momentum"], group["lr"]
                 torch._foreach_mul_(buffers, momentum)
                 torch._foreach_add_(buffers, gradients, alpha=(1 - momentum) * scale)
-                stack = torch.empty(len(parameters), low, high, dtype=torch.bfloat16)
-                stack = stack.to(parameters[0].device)
+                where = parameters[0].device
+                dtype = working_dtype("auto", where)
+                stack = torch.empty(len(parameters), low, high, dtype=dtype, device=where)
                 for row, gradient, buffer in zip(stack, gradients, buffers, strict=True):
                     ahead = buffer * momentum + gradient * ((1 - momentum) * scale)
                     row.copy_(ahead if ahead.shape == row.shape else ahead.mT)

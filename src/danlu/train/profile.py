@@ -13,14 +13,13 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.recipe.sections import Training
 from danlu.train import optim
-from danlu.train.loop import BatchSource, ahead
+from danlu.train.loop import BatchSource, ahead, forward_and_backward
 from danlu.train.machine import (
-    autocast,
-    fast_bfloat16,
     forget_peak,
     matrix_peak,
     peak_memory,
     use_granted_cores,
+    working_dtype,
 )
 from danlu.train.objective import Objective
 
@@ -76,21 +75,21 @@ def profile(
         clock = _Clock(device)
         parts = next(batches)
         clock.mark("waiting for data")
-        _forward_and_backward(model, objective, parts, settings, device, clock)
+        forward_and_backward(model, objective, parts, settings, device, clock.mark)
         optim.step(optimizers, settings.gradient_clip, 1e-9)
         clock.mark("optimiser")
         if number >= _WARM_UP:
             phases.append(clock.seconds)
             tokens += sum(part.num_tokens for part in parts)
             operations += sum(map(flops, parts))
-    shares = _traced(model, objective, batches, settings, device)
     held = peak_memory(device)
+    shares = _traced(model, objective, batches, settings, device)
     seconds = [sum(each.values()) for each in phases]
     step = statistics.median(seconds)
     phase = {name: statistics.median(each[name] for each in phases) for name in phases[0]}
     computed = phase.pop("forward") + phase.pop("backward")
     named = {name: computed * share for name, share in shares.items()} | phase
-    dtype = torch.bfloat16 if _in_bfloat16(settings.precision, device) else torch.float32
+    dtype = working_dtype(settings.precision, device)
     best = matrix_peak(device, dtype)
     done = operations / sum(seconds)
     return {
@@ -125,24 +124,6 @@ class _Clock:
         self._last = now
 
 
-def _forward_and_backward(
-    model: nn.Module,
-    objective: Objective,
-    parts: list[Batch],
-    settings: Training,
-    device: torch.device,
-    clock: _Clock,
-) -> None:
-    count = sum(objective.count(part) for part in parts) or 1.0
-    for part in parts:
-        with autocast(settings.precision, device):
-            outputs = model(on_device := part.to(device))
-            loss = objective.total(outputs, on_device) / count
-        clock.mark("forward")
-        loss.backward()  # type: ignore[no-untyped-call]
-        clock.mark("backward")
-
-
 def _traced(
     model: nn.Module,
     objective: Objective,
@@ -158,14 +139,13 @@ def _traced(
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, acc_events=True) as trace:
         for parts in batches:
-            _forward_and_backward(model, objective, parts, settings, device, _Clock(device))
+            forward_and_backward(model, objective, parts, settings, device)
+            model.zero_grad()
     for event in trace.key_averages():
+        if on_gpu and event.device_type.name != "CPU":
+            continue  # a kernel's own row repeats what its operation's row holds
         kinds = (kind for kind, words in _KINDS.items() if any(w in event.key for w in words))
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         found[next(kinds, "copies and the rest")] += own
     whole = sum(found.values()) or 1.0
     return {kind: value / whole for kind, value in found.items()}
-
-
-def _in_bfloat16(precision: str, device: torch.device) -> bool:
-    return precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device))

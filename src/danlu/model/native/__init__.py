@@ -24,7 +24,7 @@ _SOURCES = Path(__file__).parent
 _FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC",
     # Not -ffast-math: a NaN has to stay one, or a diverged run would go unseen.
-    "-fno-math-errno", "-fno-trapping-math",
+    "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing",
 )  # fmt: skip
 OFF = "DANLU_NO_KERNELS"
 """Environment variable: when set, nothing is built and the plain operations are used."""
