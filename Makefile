@@ -21,7 +21,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
 
 bench: $(VENV)/.bench
-	for name in pretrain finetune quality scaling; do \
+	for name in pretrain finetune quality scaling defaults; do \
 	  $(BIN)/python benchmarks/$$name.py --short || exit 1; done
 
 clean:

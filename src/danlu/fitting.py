@@ -210,7 +210,7 @@ def fit(
     parameters = sum(tensor.numel() for tensor in unique_tensors(model).values())
     packed = ""
     if isinstance(loader, PackedLoader):
-        packed = f" in {len(loader.packed):,} rows, {loader.fill:.1%} full"
+        packed = f" in {len(loader.packed):,} rows, {loader.fill:.1%} full, {loader.rows} a step"
     documents = f"{len(loader.documents):,} documents{packed}"
     screen.say(f"  {parameters:,} parameters on {where}, {documents}")
     use_granted_cores()

@@ -54,7 +54,7 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
         documents = text.Documents.load(paths["tokenizer"], "train")
         problems = []
         if idle := _without_loss(recipe, documents, tokens["vocab_size"]):
-            problems.append(f"{idle:,} training rows bear no loss: they would train nothing")
+            problems.append(f"{idle:,} training documents bear no loss: they would train nothing")
         texts = train["text"].to_pylist()
         for name in ("validation", "test"):
             held_out = read_split(paths["data"], name)["text"].to_pylist()
@@ -142,13 +142,15 @@ def show(found: dict[str, Any]) -> None:
     for finding in found["findings"]:
         console.print(Text.assemble(("! ", "yellow"), finding))
     table = Table(
-        "split", "documents", "tokens", "bytes/token", "p95 tokens", f"cut at {found['max_length']}"
-    )
+        "split", "documents", "tokens", "bytes/token", "p95 tokens",
+        f"cut at {found['max_length']}", "further pieces",
+    )  # fmt: skip
     for name, part in found["tokens"].items():
         share = part["truncated"] / part["documents"]
         table.add_row(
             name, f"{part['documents']:,}", f"{part['tokens']:,}", f"{part['bytes_per_token']:.2f}",
             str(part["p95_tokens"]), f"{part['truncated']:,} ({share:.1%})",
+            f"{part['pieces']:,}",
         )  # fmt: skip
     console.print(table)
     console.print(

@@ -7,6 +7,7 @@ forms of the same names. Shape suffixes: see :mod:`danlu.batch`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def rotate(x_BTAH: Tensor, cos_BTG: Tensor, sin_BTG: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Where the documents of a batch lie, and who may see whom.
 
@@ -141,6 +142,20 @@ class Layout:
         real = document_BT.reshape(-1)[first] != PADDING
         length_S, order = (end - first)[real].sort(descending=True, stable=True)
         return cls(first[real][order], length_S, causal)
+
+    @cached_property
+    def side_by_side(self) -> list[tuple[Tensor, Tensor]]:
+        """Each group of :meth:`alike` as token_SL and inside_SL, worked out once a batch.
+
+        A place that no token of the document takes (``inside_SL`` is false) holds its first.
+        """
+        found = []
+        for first_S, length_S in self.alike():
+            offset_L = torch.arange(int(length_S[0]), device=first_S.device)
+            inside_SL = offset_L < length_S.unsqueeze(1)
+            token_SL = torch.where(inside_SL, first_S.unsqueeze(1) + offset_L, first_S[:, None])
+            found.append((token_SL, inside_SL))
+        return found
 
     def alike(self) -> list[tuple[Tensor, Tensor]]:
         """Return the documents in groups whose lengths differ by less than a half."""
@@ -194,13 +209,10 @@ def attention(
         q_NAH, k_NKH = (rotate(x, cos_BTG, sin_BTG).flatten(0, 1) for x in (q_BTAH, k_BTKH))
         v_NKH = v_BTKH.flatten(0, 1)
         out_NAH = torch.zeros_like(q_NAH)
-        for first_S, length_S in layout.alike():
-            offset_L = torch.arange(int(length_S[0]), device=first_S.device)
-            inside_SL = offset_L < length_S.unsqueeze(1)
-            token_SL = torch.where(inside_SL, first_S.unsqueeze(1) + offset_L, first_S[:, None])
+        for token_SL, inside_SL in layout.side_by_side:
             mask = inside_SL[:, None, None, :]
             if layout.causal:
-                mask = mask & (offset_L <= offset_L.unsqueeze(1))
+                mask = mask & torch.ones_like(mask[0, 0].expand(mask.shape[-1], -1)).tril()
             q, k, v = (x[token_SL].transpose(1, 2) for x in (q_NAH, k_NKH, v_NKH))
             grouped = q.shape[1] != k.shape[1]
             answer_SALH = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)

@@ -220,6 +220,17 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "pretrain.batch_tokens",
             "must hold at least one row of tokenizer.max_length tokens",
         ),
+        (
+            (recipe.pretrain.accumulate or 1)
+            > max(1, _step_tokens(recipe) // recipe.tokenizer.max_length),
+            "pretrain.accumulate",
+            "a step holds fewer rows of tokenizer.max_length tokens than that",
+        ),
+        (
+            (recipe.finetune.accumulate or 1) > (recipe.finetune.batch_size or 32),
+            "finetune.accumulate",
+            "a step holds fewer documents than that",
+        ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     for number, source in enumerate(data.sources):
@@ -231,6 +242,10 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
                 )
             )
     return problems
+
+
+def _step_tokens(recipe: Recipe) -> int:
+    return recipe.pretrain.batch_tokens or max(4096, recipe.tokenizer.max_length)
 
 
 def num_parts(tokens: int, row: int, width: int, depth: int) -> int:
@@ -302,7 +317,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     updates["model"] = model
     narrow = (256 / model.width) ** 0.5
     width, row = model.width, recipe.tokenizer.max_length
-    tokens = recipe.pretrain.batch_tokens or max(4096, row)
+    tokens = _step_tokens(recipe)
     updates["pretrain"] = derive(
         recipe.pretrain,
         "pretrain",
