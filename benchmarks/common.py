@@ -48,6 +48,7 @@ CLASSIFIER = {
     "hidden": 1536,
     "context": 256,
     "batch": 32,
+    "gated": False,
 }
 # What --short runs: it shows that a benchmark works and measures nothing.
 SHORT = {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "batch": 2}

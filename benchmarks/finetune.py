@@ -19,7 +19,7 @@ import corpus
 from common import Contestant
 
 OURS, PEER, COMPILED = (
-    "danlu",
+    "danlu, AdamW",
     "Hugging Face Trainer, best flags",
     "Hugging Face Trainer, best flags, compiled",
 )
@@ -85,7 +85,10 @@ def main() -> None:
     padding = ("--pad-to", str(options.pad_to)) if options.pad_to else ()
     everyone = [
         Contestant(
-            OURS, "danlu_run.py", sys.executable, ("--learning-rate", str(options.learning_rate))
+            OURS,
+            "danlu_run.py",
+            sys.executable,
+            ("--optimizer", "adamw", "--learning-rate", str(options.learning_rate)),
         ),
         Contestant(PEER, "hf_trainer.py", "hf", ("--no-compile", *rate, *padding)),
     ]

@@ -272,7 +272,8 @@ def test_a_profile_is_a_part_of_the_report_and_trains_nothing_again(finished, tm
     result = danlu.run(RECIPE, run, small, profile=True)
     assert set(result.built) == {"profile", "report"}
     rows = [r for r in read_json(run / "metrics.json") if r["stage"] == "profile"]
-    assert {r["split"] for r in rows} == {"pretrain", "finetune"}
+    # "all" is what the stage itself cost.
+    assert {r["split"] for r in rows} == {"pretrain", "finetune", "all"}
     by_metric = {r["metric"]: r for r in rows if r["split"] == "pretrain"}
     assert by_metric["tokens_per_second"]["unit"] == "tokens/s"
     assert 0 < by_metric["share_of_peak"]["value"] < 1.5

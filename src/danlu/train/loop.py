@@ -20,7 +20,13 @@ from danlu.recipe.sections import Training
 from danlu.train import optim
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unpack
-from danlu.train.machine import autocast, forget_peak, peak_memory, use_granted_cores
+from danlu.train.machine import (
+    autocast,
+    forget_peak,
+    kept_memory,
+    peak_memory,
+    use_granted_cores,
+)
 from danlu.train.objective import Objective
 
 
@@ -55,6 +61,7 @@ class Progress:
     stale: int = 0
 
 
+@kept_memory()
 def train(
     model: nn.Module,
     objective: Objective,

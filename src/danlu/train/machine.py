@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,32 @@ def use_granted_cores() -> None:
         pass
     if granted < torch.get_num_threads():
         torch.set_num_threads(granted)
+
+
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of mallopt(3)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep freed memory in the process for the time of the context, with glibc.
+
+    Every step frees what the next one asks for again. Given back in between, each page
+    comes anew from the kernel, which clears it: up to a fifth of a step.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        adjust, trim = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library, or none by that name
+        yield
+        return
+    adjust(_MMAP_MAX, 0)
+    adjust(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        adjust(_MMAP_MAX, 65_536)
+        adjust(_TRIM_THRESHOLD, 128 * 1024)
+        trim(0)
 
 
 def forget_peak(device: torch.device) -> None:

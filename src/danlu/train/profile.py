@@ -16,6 +16,7 @@ from danlu.train import optim
 from danlu.train.loop import BatchSource, ahead, forward_and_backward
 from danlu.train.machine import (
     forget_peak,
+    kept_memory,
     matrix_peak,
     peak_memory,
     use_granted_cores,
@@ -32,6 +33,7 @@ _KINDS = {
 }
 
 
+@kept_memory()
 def profile(
     model: nn.Module,
     objective: Objective,
