@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,6 +210,47 @@ def write(name: str, content: dict[str, Any], table: str, svg: str | None) -> No
         aside = RESULTS / f".{name}.{ending}"
         aside.write_text(text, encoding="utf-8")
         aside.replace(RESULTS / f"{name}.{ending}")
+
+
+def play(
+    benchmark: str,
+    options: argparse.Namespace,
+    shape: dict[str, Any],
+    entrants: Sequence[Contestant],
+    arguments: Sequence[str],
+    after: Callable[[dict[str, Any]], None],
+    before: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """Run every contestant once a round, in turn; print the summary at the end.
+
+    Parameters
+    ----------
+    benchmark : str
+    options : Namespace
+        As :func:`parser` gives them.
+    shape : dict
+        Of the model, for the record.
+    entrants : sequence of Contestant
+    arguments : sequence of str
+        What all of them are given; the round's number is their seed.
+    after : callable
+        Given the record so far after every contestant: sums it up and writes it.
+    before : callable
+        Results that open a round, by name.
+    """
+    content: dict[str, Any] = {
+        "benchmark": benchmark,
+        "settings": settings(options, shape=shape),
+        "machine": machine(),
+        "rounds": [],
+    }
+    for number in range(options.rounds):
+        content["rounds"].append(before())
+        for entrant in entrants:
+            seeded = [*arguments, "--seed", str(number)]
+            content["rounds"][-1][entrant.name] = run(entrant, seeded, options.threads)
+            after(content)
+    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
 
 
 def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:

@@ -98,25 +98,15 @@ def main() -> None:
     names = [entrant.name for entrant in entrants]
     shared = ["--task", "finetune", "--data", str(data), "--shape", json.dumps(shape)]
     shared += ["--steps", str(options.steps)]
-    content: dict[str, Any] = {
-        "benchmark": "finetune",
-        "settings": common.settings(options, shape=shape),
-        "machine": common.machine(),
-        "rounds": [],
-    }
-    for number in range(options.rounds):
-        content["rounds"].append({})
-        for entrant in entrants:
-            arguments = [*shared, "--seed", str(number)]
-            content["rounds"][-1][entrant.name] = common.run(entrant, arguments, options.threads)
+
+    def after(content: dict[str, Any]) -> None:
         content["summary"] = summarise(content, names)
-        seconds = {
-            n: list(common.by_round(content["rounds"], n, "seconds").values()) for n in names
-        }
+        rounds = content["rounds"]
+        seconds = {n: list(common.by_round(rounds, n, "seconds").values()) for n in names}
         chart = charts.bars(seconds, "Fine-tuning: one epoch", "s, each dot a round", ",.1f")
-        name = common.result_name("finetune", options)
-        common.write(name, content, table(content), chart)
-    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
+        common.write(common.result_name("finetune", options), content, table(content), chart)
+
+    common.play("finetune", options, shape, entrants, shared, after)
 
 
 if __name__ == "__main__":

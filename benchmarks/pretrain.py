@@ -110,27 +110,20 @@ def main() -> None:
     names = [contestant.name for contestant in entrants]
     shared = ["--task", "pretrain", "--data", str(data), "--shape", json.dumps(shape)]
     shared += ["--steps", str(options.steps), "--warm-up", str(options.warm_up), *extra]
-    content: dict[str, Any] = {
-        "benchmark": "pretrain",
-        "settings": common.settings(options, shape=shape),
-        "machine": common.machine(),
-        "rounds": [],
-    }
     name = "pretrain" if options.corpus == "poems" else f"pretrain-{options.corpus}"
-    for number in range(options.rounds):
-        content["rounds"].append({})
-        probe = ["--seconds", "0.05"] if options.short else []
-        content["rounds"][-1][PROBE.name] = common.run(PROBE, probe, options.threads)
-        for entrant in entrants:
-            arguments = [*shared, "--seed", str(number)]
-            content["rounds"][-1][entrant.name] = common.run(entrant, arguments, options.threads)
+
+    def before() -> dict[str, Any]:
+        seconds = ["--seconds", "0.05"] if options.short else []
+        return {PROBE.name: common.run(PROBE, seconds, options.threads)}
+
+    def after(content: dict[str, Any]) -> None:
         content["summary"] = summarise(content, names)
-        speeds = {
-            n: list(common.by_round(content["rounds"], n, "tokens/seconds").values()) for n in names
-        }
+        rounds = content["rounds"]
+        speeds = {n: list(common.by_round(rounds, n, "tokens/seconds").values()) for n in names}
         chart = charts.bars(speeds, "Pre-training: tokens a second", "tokens/s, each dot a round")
         common.write(common.result_name(name, options), content, table(content), chart)
-    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
+
+    common.play("pretrain", options, shape, entrants, shared, after, before)
 
 
 if __name__ == "__main__":

@@ -128,22 +128,13 @@ def main() -> None:
     shared = ["--task", "quality", "--data", str(data), "--shape", json.dumps(shape)]
     shared += ["--steps", str(options.steps), *extra]
     shared += ["--evaluate-every", str(options.evaluate_every)]
-    content: dict[str, Any] = {
-        "benchmark": "quality",
-        "settings": common.settings(options, shape=shape),
-        "machine": common.machine(),
-        "rounds": [],
-    }
-    for number in range(options.rounds):
-        content["rounds"].append({})
-        for entrant in entrants:
-            arguments = [*shared, "--seed", str(number)]
-            content["rounds"][-1][entrant.name] = common.run(entrant, arguments, options.threads)
-            content["summary"] = summarise(content["rounds"], names)
-            chart = draw(content["rounds"], names)
-            name = common.result_name("quality", options)
-            common.write(name, content, table(content), chart)
-    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
+
+    def after(content: dict[str, Any]) -> None:
+        content["summary"] = summarise(content["rounds"], names)
+        chart = draw(content["rounds"], names)
+        common.write(common.result_name("quality", options), content, table(content), chart)
+
+    common.play("quality", options, shape, entrants, shared, after)
 
 
 if __name__ == "__main__":

@@ -100,25 +100,18 @@ def main() -> None:
     shared = ["--task", "pretrain", "--data", str(data), "--shape", json.dumps(shape)]
     shared += ["--steps", str(options.steps), "--warm-up", str(options.warm_up)]
     shared += ["--optimizer", options.optimizer]
-    content: dict[str, Any] = {
-        "benchmark": "scaling",
-        "settings": common.settings(options, shape=shape),
-        "machine": common.machine(),
-        "rounds": [],
-    }
-    for number in range(options.rounds):
-        content["rounds"].append({})
-        for entrant in entrants:
-            arguments = [*shared, "--seed", str(number)]
-            content["rounds"][-1][entrant.name] = common.run(entrant, arguments, options.threads)
-        content["summary"] = summarise(content["rounds"])
+
+    def after(content: dict[str, Any]) -> None:
+        rounds = content["rounds"]
+        content["summary"] = summarise(rounds)
         steps = {
-            e.name: list(common.by_round(content["rounds"], e.name, "median_step_seconds").values())
+            e.name: list(common.by_round(rounds, e.name, "median_step_seconds").values())
             for e in entrants
         }
         chart = charts.bars(steps, "Scaling: seconds a step", "s, each dot a round", ".2f")
         common.write(common.result_name("scaling", options), content, table(content), chart)
-    print(json.dumps(content["summary"], indent=1, ensure_ascii=False))
+
+    common.play("scaling", options, shape, entrants, shared, after)
 
 
 if __name__ == "__main__":

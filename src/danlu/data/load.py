@@ -6,7 +6,7 @@ included, so an interrupted run that knows where it was loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from danlu.batch import PADDING, Batch
-from danlu.data.pack import best_fit
+from danlu.data.pack import Rows, best_fit
 from danlu.data.text import BEGIN_ID, MASK_ID, NUM_SPECIAL, PAD_ID, Documents
 
 _STEP = 64  # batches come in multiples of so many tokens: a kernel is prepared for each shape
@@ -124,6 +124,19 @@ def hide(batch: Batch, probability: float, generator: Any) -> Batch:
     return replace(batch, ids_BT=torch.from_numpy(np.where(chosen, MASK_ID, ids)))
 
 
+def _in_parts(
+    rows: NDArray[np.int64],
+    accumulate: int,
+    seed: list[int],
+    prepare: Callable[[NDArray[np.int64], Any], Batch],
+) -> list[Batch]:
+    """Prepare a step's rows in parts, each with a generator of its own."""
+    parts = np.array_split(rows, min(accumulate, len(rows)))
+    return [
+        prepare(part, np.random.default_rng([*seed, number])) for number, part in enumerate(parts)
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class PackedLoader:
     """Batches of full rows, for objectives over tokens.
@@ -158,7 +171,7 @@ class PackedLoader:
     vocab_size: int
 
     @cached_property
-    def packed(self) -> Any:
+    def packed(self) -> Rows:
         """Which documents share a row; see :func:`danlu.data.pack.best_fit`."""
         return best_fit(self.documents.sizes, self.length)
 
@@ -179,11 +192,7 @@ class PackedLoader:
     def load(self, epoch: int, position: int) -> list[Batch]:
         """Return the parts of one step's batch."""
         rows = self._order(epoch)[position * self.rows : (position + 1) * self.rows]
-        parts = np.array_split(rows, min(self.accumulate, len(rows)))
-        return [
-            self._prepare(part, np.random.default_rng([self.seed, epoch, 1 + position, number]))
-            for number, part in enumerate(parts)
-        ]
+        return _in_parts(rows, self.accumulate, [self.seed, epoch, 1 + position], self._prepare)
 
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
         numbers = [self.packed[row] for row in rows]
@@ -248,11 +257,7 @@ class DocumentLoader:
     def load(self, epoch: int, position: int) -> list[Batch]:
         """Return the parts of one step's batch."""
         rows = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-        parts = np.array_split(rows, min(self.accumulate, len(rows)))
-        return [
-            self._prepare(part, np.random.default_rng([self.seed, epoch, 1 + position, number]))
-            for number, part in enumerate(parts)
-        ]
+        return _in_parts(rows, self.accumulate, [self.seed, epoch, 1 + position], self._prepare)
 
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
         rows = np.tile(rows, self.views)

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from danlu.model import native, ops
-from danlu.model.ops import Layout, linear, rms_norm, rotary_table, rotate
+from danlu.model.ops import Layout, linear, rms_norm, rotary_table
 
 __all__ = [
     "Layout", "add_rms_norm", "attention", "cross_entropy", "linear", "orthogonalize",
-    "rms_norm", "rotary_table", "rotate", "swiglu",
+    "rms_norm", "rotary_table", "swiglu",
 ]  # fmt: skip
 
 _STEP = 16  # the kernels take widths in multiples of this
@@ -237,8 +237,10 @@ class _Attention(torch.autograd.Function):
         cos, sin = (x.expand(*q.shape[:2], -1).contiguous() for x in (cos, sin))
         out = q.new_zeros(q.shape)  # padding, which is in no document, stays zero
         lse_BTA = q.new_empty(q.shape[:3], dtype=torch.float32)
-        inputs = _sizes(q, k, layout), (*_places(q, k, v), cos, sin)
-        _call(f"attention_forward_{_NAMES[q.dtype]}", *inputs[0], *inputs[1], out, lse_BTA)
+        _call(
+            f"attention_forward_{_NAMES[q.dtype]}", *_sizes(q, k, layout), *_places(q, k, v),
+            cos, sin, out, lse_BTA,
+        )  # fmt: skip
         ctx.save_for_backward(q, k, v, cos, sin, out, lse_BTA)
         ctx.layout = layout
         return out
@@ -247,9 +249,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, cos, sin, out, lse_BTA = ctx.saved_tensors
-        shapes = [x.shape[-2] for x in (q, k, v)]
-        joint = q.new_zeros(*q.shape[:2], sum(shapes), q.shape[-1])
-        d_q, d_k, d_v = torch.split(joint, shapes, dim=2)
+        d_q, d_k, d_v = (x.new_zeros(x.shape) for x in (q, k, v))
         _call(
             f"attention_backward_{_NAMES[q.dtype]}", *_sizes(q, k, ctx.layout),
             *_places(q, k, v), cos, sin, out, lse_BTA, gradients[0].contiguous(),

@@ -95,6 +95,7 @@ def step(optimizers: list[torch.optim.Optimizer], clip: float, rate: float) -> f
         return norm
     scale = torch.tensor(max(1.0, norm / clip)) if clip else None
     for optimizer in optimizers:
+        # torch's fused optimisers look for it without declaring it.
         optimizer.grad_scale = scale  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] = rate
