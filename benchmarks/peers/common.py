@@ -37,9 +37,10 @@ flops_per_token : float
     Useful floating-point operations, see :func:`flops_per_token`.
 
 ``--task finetune`` trains one epoch (``--steps 0``), all steps are timed unless
-``--warm-up`` says otherwise, and adds ``accuracy`` on the test split. ``--task quality``
-trains ``--steps`` steps on a cosine schedule and adds ``curve``, a list of
-``[step, training seconds so far, bits per byte of the validation split]``.
+``--warm-up`` says otherwise, and adds ``accuracy`` on the test split; danlu also adds
+``curve``, a list of ``[step, training seconds so far, accuracy]``, with ``--evaluate-every``.
+``--task quality`` trains ``--steps`` steps on a cosine schedule and adds ``curve``, with the
+bits per byte of the validation split.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--optimizer", default="adamw", help="adamw, or what the contestant has")
     made.add_argument("--learning-rate", type=float, default=1e-3)
     made.add_argument("--schedule-warm-up", type=float, default=0.05, help="share of all steps")
-    made.add_argument("--evaluate-every", type=int, default=100, help="steps, for quality")
+    made.add_argument("--evaluate-every", type=int, default=0, help="steps; 0 is never")
     made.add_argument("--seed", type=int, default=0)
     return made
 

@@ -145,7 +145,7 @@ def main() -> None:
         warmup=options.schedule_warm_up,
         gradient_clip=common.GRADIENT_CLIP,
         log_every=1,
-        checkpoint_every=options.evaluate_every if options.task == "quality" else NEVER,
+        checkpoint_every=options.evaluate_every or NEVER,
         precision="auto" if options.flags == "best" else "float32",
     )
     clock, given = common.Clock(options.warm_up), []
@@ -159,13 +159,13 @@ def main() -> None:
             clock.step(tokens, row["loss"])
 
     def validate() -> dict[str, float]:
-        if options.task != "quality":
+        if not options.evaluate_every:
             return {"loss": 0.0}
         seconds, step = clock.seconds, len(clock.record()["step_seconds"]) + options.warm_up
         with clock.pause():
-            found = bits_per_byte(model, folder)
+            found = (accuracy if tuning else bits_per_byte)(model, folder)
         curve.append([step, seconds, found])
-        return {"loss": found}
+        return {"loss": 1 - found if tuning else found}
 
     total = num_steps(settings, source)
     with Screen(quiet=True).progress(total, "steps") as bar:
@@ -178,7 +178,7 @@ def main() -> None:
         operations.append(sum(flops.useful(model, part) for part in parts_of_step) / tokens)
     more: dict[str, Any] = {}
     if tuning:
-        more["accuracy"] = accuracy(model, folder)
+        more["accuracy"] = curve[-1][2] if curve else accuracy(model, folder)
     if curve:
         more["curve"] = curve
     common.write_result(

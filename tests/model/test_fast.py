@@ -117,7 +117,8 @@ def test_strides_do_not_matter():
                 strict=True,
             ):
                 assert torch.equal(found, wanted)
-        assert torch.equal(fast.swiglu(x), fast.swiglu(x.contiguous()))
+        for function in (fast.swiglu, fast.gelu):
+            assert torch.equal(function(x), function(x.contiguous()))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 33), (0,)])
@@ -131,6 +132,27 @@ def test_swiglu_agrees_with_its_formula(dtype, width, shape):
     gate_up = (3 * torch.randn(*shape, 2 * width)).to(dtype)
     compare = partial(near, tolerance=TOLERANCE[dtype])
     agree(fast.swiglu, reference, gate_up, compare=compare, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 33), (0,)])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_agrees_with_its_formula(dtype, width, shape):
+    def reference(x):
+        return x * torch.special.ndtr(x)
+
+    x = (3 * torch.randn(*shape, width)).to(dtype)
+    compare = partial(near, tolerance=TOLERANCE[dtype])
+    agree(fast.gelu, reference, x, compare=compare, dtype=dtype)
+
+
+def test_gelu_and_its_slope_everywhere():
+    x = torch.cat((torch.linspace(-15, 15, 3008), torch.tensor([1e2, 1e20, 1e37, 0.0] * 4)))
+    x = torch.cat((x, -x)).requires_grad_()
+    theirs = x.detach().double().requires_grad_()
+    out, expected = fast.gelu(x), theirs * torch.special.ndtr(theirs)
+    near(out, expected)
+    near(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), theirs)[0])
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
@@ -311,6 +333,7 @@ KERNELS = {
         lambda x: fast.add_rms_norm(torch.ones(4, 32), None, x)[1], (32,)
     ),
     "swiglu": (fast.swiglu, (4, 32)),
+    "gelu": (fast.gelu, (4, 32)),
     "cross_entropy": (
         lambda x: fast.cross_entropy(
             x, torch.ones(50, 32), None, torch.arange(4), torch.ones(4)
@@ -343,14 +366,14 @@ def test_a_number_that_is_none_stays_none(name, where, dtype):
     x[-1].view(-1)[where] = float("nan")  # at the end of a row, in the tail of a vocabulary
     x.requires_grad_()
     with autocast(dtype):
-        out = function(x if "swiglu" not in name else x.to(dtype))
+        out = function(x.to(dtype) if name in ("swiglu", "gelu") else x)
     assert out.isnan().any()
     if name not in ("add_rms_norm of weight", "cross_entropy of importance"):
         assert torch.autograd.grad(out.float().sum(), x)[0].isnan().any()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["add_rms_norm", "add_rms_norm of delta", "swiglu"])
+@pytest.mark.parametrize("name", ["add_rms_norm", "add_rms_norm of delta", "swiglu", "gelu"])
 def test_what_is_infinite_is_not_made_finite(name, bad):
     function, shape = KERNELS[name]
     x = torch.rand(shape)
@@ -383,7 +406,7 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(dtype):
     def run():
         with autocast(dtype):
             total, normed = fast.add_rms_norm(ours[0], ours[3], ours[5])
-            hidden = normed + fast.swiglu(ours[4]) + total
+            hidden = normed + fast.gelu(fast.swiglu(ours[4])) + total
             loss = fast.cross_entropy(hidden, *ours[1:3], target, importance)
         return loss, *torch.autograd.grad(loss, ours)
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -137,7 +136,7 @@ class FeedForward(nn.Module):
             gate_up = fast.linear(x_BTD, self.gate_proj.weight, self.up_proj.weight)
             hidden_BTF = fast.swiglu(gate_up)
         else:
-            hidden_BTF = F.gelu(self.up_proj(x_BTD))
+            hidden_BTF = fast.gelu(self.up_proj(x_BTD))
         out: Tensor = self.down_proj(hidden_BTF)
         return out
 

@@ -19,8 +19,8 @@ from danlu.model import native, ops
 from danlu.model.ops import Layout, linear, rms_norm, rotary_table
 
 __all__ = [
-    "Layout", "add_rms_norm", "attention", "cross_entropy", "linear", "orthogonalize",
-    "rms_norm", "rotary_table", "swiglu",
+    "Layout", "add_rms_norm", "attention", "cross_entropy", "gelu", "linear",
+    "orthogonalize", "rms_norm", "rotary_table", "swiglu",
 ]  # fmt: skip
 
 _STEP = 16  # the kernels take widths in multiples of this
@@ -48,6 +48,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if not _fits(gate_up, gate_up.shape[-1] // 2):
         return ops.swiglu(gate_up)
     out: Tensor = _apply(_SwiGLU, gate_up)
+    return out
+
+
+def gelu(x: Tensor) -> Tensor:
+    """See :func:`danlu.model.ops.gelu`."""
+    if not _fits(x, x.shape[-1]):
+        return ops.gelu(x)
+    out: Tensor = _apply(_GELU, x)
     return out
 
 
@@ -125,6 +133,10 @@ def _fits(x: Tensor, width: int) -> bool:
         and width % _STEP == 0
         and native.library() is not None
     )
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:
@@ -226,6 +238,24 @@ class _SwiGLU(torch.autograd.Function):
             d_gate_up, _TYPES[gate_up.dtype],
         )  # fmt: skip
         return d_gate_up
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _call("gelu_forward", *_rows(x), x, out, _TYPES[x.dtype])
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        d_x = torch.empty_like(x)
+        _call("gelu_backward", *_rows(x), x, gradients[0].contiguous(), d_x, _TYPES[x.dtype])
+        return d_x
 
 
 class _Attention(torch.autograd.Function):

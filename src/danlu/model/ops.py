@@ -82,6 +82,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def gelu(x: Tensor) -> Tensor:
+    """Return each number times the share of the normal distribution below it.
+
+    Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016; the exact form.
+    """
+    return F.gelu(x)
+
+
 def rotary_table(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary position embedding.
 
