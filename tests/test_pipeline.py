@@ -281,3 +281,18 @@ def test_a_profile_is_a_part_of_the_report_and_trains_nothing_again(finished, tm
     assert 'id="speed"' in page
     assert 'id="chart-step"' in page
     assert 'id="speed"' not in (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("backbone", ["lstm", "cnn", "linear"])
+def test_a_classic_backbone_goes_from_recipe_to_answers(tmp_path, small, backbone):
+    overrides = [f"model.backbone={backbone}", "pretrain.objective=none", "finetune.epochs=1"]
+    danlu.run(RECIPE, tmp_path / "run", [*small, *overrides])
+    assert read_json(tmp_path / "run" / "model" / "config.json")["backbone"]["kind"] == backbone
+    model = danlu.load(tmp_path / "run")
+    texts = ["房间干净，服务热情，下次还来", "很差", "这家酒店的早餐很难吃" * 9]
+    together = [answer["probability"] for answer in model.predict(texts)]
+    alone = [model.predict([text])[0]["probability"] for text in texts]
+    assert together == pytest.approx(alone, abs=1e-5)
+    rows = read_json(tmp_path / "run" / "metrics.json")
+    accuracy = {r["model"]: r["value"] for r in rows if r["metric"] == "accuracy"}
+    assert accuracy["reviews"] > accuracy["majority"]

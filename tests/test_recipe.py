@@ -89,7 +89,7 @@ def test_all_problems_are_told_at_once():
     content = MINIMAL | {
         "seed": -1,
         "model": {"rope": 1.5, "dept": 2},
-        "finetune": {"optimizer": "adam"},
+        "finetune": {"optimizer": "adamax"},
     }
     assert set(problems(content)) == {"seed", "model.rope", "model.dept", "finetune.optimizer"}
 
@@ -165,6 +165,42 @@ def test_overrides_set_keys_of_every_depth(root):
     assert (recipe.seed, recipe.finetune.learning_rate) == (3, 2e-3)
     assert recipe.data.sources[1].label == "bad"
     assert recipe.gate.require == ()
+
+
+LABELLED = {"task": "classify", "label": "b", "sources": [{"path": "a.csv"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [
+        ({"model": {"backbone": "linear"}}, "pretrain.objective"),
+        ({"model": {"backbone": "cnn"}, "pretrain": {"objective": "causal"}}, "model.backbone"),
+        ({"model": {"backbone": "cnn", "causal": True}, "pretrain": {"objective": "none"}},
+         "model.backbone"),
+        ({"model": {"backbone": "lstm", "activation": "swiglu"}}, "model.activation"),
+        ({"model": {"backbone": "cnn", "window": 4}}, "model.window"),
+        ({"model": {"backbone": "gru"}, "pretrain": {"recompute": True}}, "finetune.recompute"),
+        ({"finetune": {"loss": "huber"}}, "finetune.loss"),
+        ({"finetune": {"loss": "hinge", "label_smoothing": 0.1}}, "finetune.loss"),
+        ({"data": LABELLED | {"task": "regress"}, "finetune": {"loss": "hinge"}}, "finetune.loss"),
+    ],
+)  # fmt: skip
+def test_backbones_and_losses_that_do_not_fit_are_refused(content, path):
+    assert set(problems(MINIMAL | {"data": LABELLED} | content)) == {path}
+
+
+@pytest.mark.parametrize("backbone", ["lstm", "gru", "cnn", "linear", "transformer"])
+def test_a_classic_backbone_derives_its_own_sizes(backbone):
+    classic = backbone != "transformer"
+    content = MINIMAL | {
+        "data": LABELLED,
+        "model": {"backbone": backbone, "width": 100 if classic else 128},
+    }
+    recipe, derived = fill(validate(content | {"pretrain": {"objective": "none"}}, "test"))
+    assert recipe.model.hidden == (100 if classic else 384)
+    assert recipe.model.activation == ("relu" if classic else "swiglu")
+    assert recipe.finetune.loss == "cross_entropy"
+    assert {"model.hidden", "model.activation", "finetune.loss"} <= set(derived)
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.x=1", "data.sources.9.path=a"])

@@ -135,11 +135,14 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         mask_probability=settings.mask_probability,
         views=2 if settings.consistency else 1,
     )
-    held_out_objective = {
-        "classify": lambda: objectives.classes(settings.label_smoothing),
-        "multilabel": objectives.several_labels,
-        "regress": objectives.squared_error,
-    }[kind]()
+    if kind == "regress":
+        held_out_objective = objectives.error(settings.loss or "squared")
+    elif kind == "multilabel":
+        held_out_objective = objectives.several_labels()
+    elif settings.loss == "hinge":
+        held_out_objective = objectives.hinge()
+    else:
+        held_out_objective = objectives.classes(settings.label_smoothing)
     documents = text.Documents.load(tokens, "validation")
     held_out = list(in_order(documents, VALIDATION_BATCH, tensors["validation"]))
     objective = held_out_objective

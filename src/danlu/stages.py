@@ -22,6 +22,7 @@ from danlu.data.split import NAMES
 from danlu.log import Metric
 from danlu.model import heads
 from danlu.model.backbone import BackboneConfig
+from danlu.model.classic import ClassicConfig
 from danlu.recipe import Recipe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -79,12 +80,25 @@ def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     return report
 
 
-def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> BackboneConfig:
+def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> heads.Config:
     """Return the backbone that the filled recipe describes."""
     model = recipe.model
     sizes = (model.width, model.heads, model.kv_heads, model.hidden)
     assert None not in sizes, "the recipe has not been filled"
     width, num_heads, kv_heads, hidden = (int(size or 0) for size in sizes)
+    if model.backbone != "transformer":
+        return ClassicConfig(
+            kind=model.backbone,
+            vocab_size=vocab_size,
+            num_layers=model.depth,
+            dim=width,
+            hidden_dim=hidden,
+            window=model.window,
+            activation=model.activation or "relu",
+            causal=bool(model.causal),
+            dropout=dropout,
+            tie_embeddings=model.tie_embeddings,
+        )
     return BackboneConfig(
         vocab_size=vocab_size,
         num_layers=model.depth,
@@ -93,7 +107,7 @@ def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> Ba
         num_kv_heads=kv_heads,
         head_dim=model.head_dim,
         hidden_dim=hidden,
-        activation=model.activation,
+        activation=model.activation or "swiglu",
         causal=bool(model.causal),
         qk_norm=model.qk_norm,
         dropout=dropout,

@@ -224,6 +224,21 @@ def make(num_heads=4, num_kv_heads=2, sizes="any", **others):
     return BackboneConfig(num_heads=num_heads, num_kv_heads=num_kv_heads, **fields | others)
 
 
+ACTIVATIONS = {
+    "relu": lambda x: torch.where(x > 0, x, 0),
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "gelu": lambda x: x * torch.special.ndtr(x),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("name", ops.ACTIVATIONS)
+def test_an_activation_agrees_with_its_formula(name):
+    agree(ops.ACTIVATIONS[name], ACTIVATIONS[name], 3 * torch.randn(40, 3))
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize("length", LENGTHS)

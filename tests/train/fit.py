@@ -89,7 +89,7 @@ class Fit:
         with Screen(quiet=True).progress(1, "steps") as bar:
             self.progress = train(
                 self.model,
-                objectives.squared_error() if regress else objectives.classes(),
+                objectives.error() if regress else objectives.classes(),
                 source,
                 validate or self.validate,
                 settings,

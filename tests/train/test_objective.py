@@ -56,7 +56,7 @@ def given(kind):
         return batch(label=torch.randint(0, 3, (8,))), objectives.classes(0.1)
     if kind == "multilabel":
         return batch(label=(torch.rand(8, 3) < 0.5).float()), objectives.several_labels()
-    return batch(label=torch.randn(8, 3)), objectives.squared_error()
+    return batch(label=torch.randn(8, 3)), objectives.error()
 
 
 def scores_of(logits_BTV, weight_BT):
@@ -108,12 +108,37 @@ def test_the_loss_over_several_labels_counts_each_label():
     assert objective.unit == "nats/label"
 
 
-def test_the_squared_error_is_summed_over_values():
-    whole, objective = given("regress")
-    values = torch.randn(8, 3)
-    wanted = ((values.double() - whole.label.double()).numpy() ** 2).sum()
+@pytest.mark.parametrize("kind", ["squared", "absolute", "huber"])
+def test_an_error_is_summed_over_values(kind):
+    whole, _ = given("regress")
+    objective = objectives.error(kind)
+    values = 2 * torch.randn(8, 3)
+    off = np.abs((values.double() - whole.label.double()).numpy())
+    assert off.min() < 1 < off.max()  # both pieces of Huber's
+    wanted = {
+        "squared": (off**2).sum(),
+        "absolute": off.sum(),
+        "huber": np.where(off <= 1, off**2 / 2, off - 0.5).sum(),
+    }[kind]
     assert float(objective.total(values, whole)) == pytest.approx(wanted, rel=SIMPLE)
     assert objective.count(whole) == 24
+
+
+def test_the_hinge_is_what_each_class_lacks_in_distance():
+    whole, _ = given("classify")
+    objective = objectives.hinge()
+    logits = 2 * torch.randn(8, 3)
+    wanted = sum(
+        max(0.0, 1 - row[right] + value) / 3
+        for row, right in zip(logits.tolist(), whole.label.tolist(), strict=True)
+        for other, value in enumerate(row)
+        if other != right
+    )
+    assert float(objective.total(logits, whole)) == pytest.approx(wanted, rel=SIMPLE)
+    assert objective.count(whole) == 8
+    sure = torch.nn.functional.one_hot(whole.label, 3) * 2.0
+    assert float(objective.total(sure, whole)) == 0
+    assert bool(objective.right(sure, whole).all())
 
 
 @pytest.mark.parametrize(

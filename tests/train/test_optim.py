@@ -76,6 +76,27 @@ def test_adamw_takes_the_steps_of_its_paper_and_decays_matrices_only(weight_deca
     assert_close(model, wanted)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_adam_takes_the_steps_of_its_paper_and_adds_the_decay_to_the_gradient(weight_decay):
+    rate, (first, second), epsilon = 0.03, (0.8, 0.95), 1e-8
+    chosen = Training(
+        optimizer="adam", learning_rate=rate, betas=(first, second), weight_decay=weight_decay
+    )
+    model = fresh()
+    wanted = values(model)
+    gradients = steps(model, optim.build(model, chosen), 6)
+    for name, weight in wanted.items():
+        mean, square = np.zeros_like(weight), np.zeros_like(weight)
+        for number, drawn in enumerate(gradients, start=1):
+            gradient = drawn[name] + (weight_decay * weight if weight.ndim > 1 else 0)
+            mean = first * mean + (1 - first) * gradient
+            square = second * square + (1 - second) * gradient**2
+            ahead, spread = mean / (1 - first**number), square / (1 - second**number)
+            weight = weight - rate * ahead / (np.sqrt(spread) + epsilon)
+        wanted[name] = weight
+    assert_close(model, wanted)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_takes_its_steps_with_momentum(momentum):
     rate = 0.05

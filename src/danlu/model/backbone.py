@@ -9,7 +9,7 @@ Shape suffixes: see :mod:`danlu.batch`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danlu.model import fast
 from danlu.model.fast import Layout
+from danlu.model.ops import ACTIVATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class BackboneConfig:
         Number of discrete ids.
     num_layers, dim, num_heads, num_kv_heads, head_dim, hidden_dim : int
         Sizes, all positive; `num_heads` is a multiple of `num_kv_heads`.
-    activation : {"swiglu", "gelu"}
-        The feed-forward layer: gated SiLU (Shazeer, 2020) or plain GELU.
+    activation : str
+        The feed-forward layer: ``swiglu``, gated SiLU (Shazeer, 2020), or plain with one of
+        :data:`danlu.model.ops.ACTIVATIONS`.
     causal : bool
         Whether a position sees only what stands before it.
     qk_norm : bool
@@ -50,7 +52,7 @@ class BackboneConfig:
     num_kv_heads: int
     head_dim: int
     hidden_dim: int
-    activation: Literal["swiglu", "gelu"] = "swiglu"
+    activation: str = "swiglu"
     causal: bool = False
     qk_norm: bool = False
     dropout: float = 0.0
@@ -67,6 +69,8 @@ class BackboneConfig:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
             )
+        if self.activation != "swiglu" and self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be swiglu or one of {', '.join(ACTIVATIONS)}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
 
@@ -121,11 +125,12 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU, ``down(silu(gate(x)) * up(x))``, or ``down(gelu(up(x)))``."""
+    """SwiGLU, ``down(silu(gate(x)) * up(x))``, or ``down(activation(up(x)))``."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
+        self.activation = {**ACTIVATIONS, "gelu": fast.gelu}.get(config.activation, fast.swiglu)
         if self.gated:
             self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
@@ -134,9 +139,9 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gated:
             gate_up = fast.linear(x_BTD, self.gate_proj.weight, self.up_proj.weight)
-            hidden_BTF = fast.swiglu(gate_up)
+            hidden_BTF = self.activation(gate_up)
         else:
-            hidden_BTF = fast.gelu(self.up_proj(x_BTD))
+            hidden_BTF = self.activation(self.up_proj(x_BTD))
         out: Tensor = self.down_proj(hidden_BTF)
         return out
 
@@ -230,3 +235,12 @@ class Backbone(nn.Module):
                 x_BTD, delta_BTD = layer(x_BTD, delta_BTD, cos_BTG, sin_BTG, layout)
         _, hidden_BTD = self.norm.add(x_BTD, delta_BTD)
         return hidden_BTD
+
+    def multiply_adds(self, document_BT: Tensor) -> int:
+        """Return those of a forward pass, see :func:`danlu.model.flops.useful`."""
+        config = self.config
+        layers = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
+        length_S = Layout.of(document_BT, config.causal).length_S
+        pairs = int((length_S * (length_S + 1) // 2 if config.causal else length_S**2).sum())
+        seen = 2 * pairs * config.num_layers * config.num_heads * config.head_dim
+        return layers * int(length_S.sum()) + seen

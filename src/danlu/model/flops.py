@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from danlu.batch import PADDING, Batch
+from danlu.batch import Batch
 from danlu.model.heads import Model, TokenHead
-from danlu.model.ops import Layout
 
 _MULTIPLY_ADD, _PASSES = 2, 3  # a product forward, and one for each of its factors backward
 
@@ -30,12 +29,6 @@ def useful(model: Model, batch: Batch) -> int:
     >>> useful(build(config, "masked"), batch) == 6 * (attention + layers + output)
     True
     """
-    config = model.backbone.config
-    layers = sum(p.numel() for p in model.backbone.layers.parameters() if p.ndim == 2)
-    tokens = int((batch.document_BT != PADDING).sum())
-    length_S = Layout.of(batch.document_BT, config.causal).length_S
-    pairs = int((length_S * (length_S + 1) // 2 if config.causal else length_S**2).sum())
-    seen = 2 * pairs * config.num_layers * config.num_heads * config.head_dim
     if isinstance(model.head, TokenHead):
         head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
         if model.head.weight is None:
@@ -43,6 +36,6 @@ def useful(model: Model, batch: Batch) -> int:
         assert batch.weight_BT is not None
         head *= int((batch.weight_BT != 0).sum())
     else:
-        head = model.head.score.weight.numel() * tokens
+        head = model.head.score.weight.numel() * batch.num_tokens
         head += model.head.output.weight.numel() * batch.num_documents
-    return _MULTIPLY_ADD * _PASSES * (layers * tokens + seen + head)
+    return _MULTIPLY_ADD * _PASSES * (model.backbone.multiply_adds(batch.document_BT) + head)

@@ -5,7 +5,7 @@ Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from danlu.batch import PADDING, Batch
 from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
+from danlu.model.classic import Classic, ClassicConfig
+
+Config = BackboneConfig | ClassicConfig
+
+
+def read_config(fields: dict[str, Any]) -> Config:
+    """Return the configuration that ``to_dict`` wrote."""
+    return ClassicConfig(**fields) if "kind" in fields else BackboneConfig(**fields)
 
 
 class Scores(NamedTuple):
@@ -74,7 +82,7 @@ class TokenHead(nn.Module):
     matrix is the backbone's input embedding and is stored once.
     """
 
-    def __init__(self, config: BackboneConfig, transform: bool) -> None:
+    def __init__(self, config: Config, transform: bool) -> None:
         super().__init__()
         self.transform: nn.Module = nn.Identity()
         self.bias: nn.Parameter | None = None
@@ -165,7 +173,7 @@ class DocumentHead(nn.Module):
 class Model(nn.Module):
     """A backbone with the one head that the present objective needs."""
 
-    def __init__(self, backbone: Backbone, head: TokenHead | DocumentHead) -> None:
+    def __init__(self, backbone: Backbone | Classic, head: TokenHead | DocumentHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -189,14 +197,12 @@ class Model(nn.Module):
 HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]
 
 
-def build(
-    config: BackboneConfig, kind: HeadKind, num_outputs: int = 0, dropout: float = 0.0
-) -> Model:
+def build(config: Config, kind: HeadKind, num_outputs: int = 0, dropout: float = 0.0) -> Model:
     """Assemble a model with fresh weights drawn from the global generator.
 
     Parameters
     ----------
-    config : BackboneConfig
+    config : BackboneConfig or ClassicConfig
     kind : {"masked", "causal", "classify", "multilabel", "regress"}
         The objective that the head serves.
     num_outputs : int
@@ -204,7 +210,7 @@ def build(
     dropout : float
         In [0, 1), before the document head's output layer.
     """
-    backbone = Backbone(config)
+    backbone = Classic(config) if isinstance(config, ClassicConfig) else Backbone(config)
     if kind in ("masked", "causal"):
         return Model(backbone, TokenHead(config, transform=kind == "masked"))
     return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

@@ -6,6 +6,7 @@ forms of the same names. Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +81,18 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+"""What bends a layer's output, by name: Nair & Hinton, 2010; Maas et al., 2013 (slope 0.01);
+Hendrycks & Gimpel, 2016; Elfwing et al., 2018."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -157,13 +170,12 @@ class Layout:
 
         A place that no token of the document takes (``inside_SL`` is false) holds its first.
         """
-        found = []
-        for first_S, length_S in self.alike():
-            offset_L = torch.arange(int(length_S[0]), device=first_S.device)
-            inside_SL = offset_L < length_S.unsqueeze(1)
-            token_SL = torch.where(inside_SL, first_S.unsqueeze(1) + offset_L, first_S[:, None])
-            found.append((token_SL, inside_SL))
-        return found
+        return [_beside(*group) for group in self.alike()]
+
+    @cached_property
+    def all_side_by_side(self) -> tuple[Tensor, Tensor]:
+        """All documents as one group of :attr:`side_by_side`, however they differ."""
+        return _beside(self.first_S, self.length_S)
 
     def alike(self) -> list[tuple[Tensor, Tensor]]:
         """Return the documents in groups whose lengths differ by less than a half."""
@@ -173,6 +185,12 @@ class Layout:
                 groups.append((self.first_S[start:number], self.length_S[start:number]))
                 start = number
         return groups
+
+
+def _beside(first_S: Tensor, length_S: Tensor) -> tuple[Tensor, Tensor]:
+    offset_L = torch.arange(int(length_S[0]), device=first_S.device)
+    inside_SL = offset_L < length_S.unsqueeze(1)
+    return torch.where(inside_SL, first_S.unsqueeze(1) + offset_L, first_S[:, None]), inside_SL
 
 
 def attention(

@@ -153,6 +153,7 @@ def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
 def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """Return what no single key shows to be wrong."""
     data, split, objective = recipe.data, recipe.data.split, recipe.pretrain.objective
+    backbone, finetune = recipe.model.backbone, recipe.finetune
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
@@ -186,6 +187,23 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' with one label a row has it",
         ),
         (
+            finetune.loss is not None
+            and (finetune.loss in ("squared", "absolute", "huber")) != (data.task == "regress"),
+            "finetune.loss",
+            f"{finetune.loss!r} is not a loss of task {data.task!r}",
+        ),
+        (
+            finetune.loss == "hinge"
+            and (data.kind == "multilabel" or finetune.label_smoothing + finetune.consistency > 0),
+            "finetune.loss",
+            "'hinge' is for one class a row, without label_smoothing or consistency",
+        ),
+        (
+            backbone != "transformer" and (finetune.recompute or recipe.pretrain.recompute),
+            "finetune.recompute",
+            "only a Transformer's layers are computed again",
+        ),
+        (
             split.test + split.validation >= 1,
             "data.split",
             "test and validation leave nothing to train on",
@@ -210,6 +228,22 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "model.causal",
             "a masked objective needs a model that sees both sides",
         ),
+        (
+            backbone == "linear" and objective != "none",
+            "pretrain.objective",
+            "a linear backbone sees one token at a time and cannot be pre-trained; set 'none'",
+        ),
+        (
+            backbone == "cnn" and (objective == "causal" or recipe.model.causal is True),
+            "model.backbone",
+            "a CNN sees both sides and cannot be causal",
+        ),
+        (
+            backbone != "transformer" and recipe.model.activation == "swiglu",
+            "model.activation",
+            "'swiglu' is a Transformer's feed-forward layer",
+        ),
+        (recipe.model.window % 2 == 0, "model.window", "must be odd, so that it has a middle"),
         (
             objective == "causal" and recipe.model.causal is False,
             "model.causal",
@@ -282,10 +316,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     Notes
     -----
     The rules of the size dial. Width grows with depth, so that layers and
-    width stay in proportion (Kaplan et al., 2020); the learning rate falls
-    with the square root of the width (Yang et al., muP, 2022, as AdamW with
-    shared matrices needs it); the batch is what a small corpus can feed often
-    enough. NOTEBOOK.md holds the measurements.
+    width stay in proportion (Kaplan et al., 2020). Muon's learning rate falls
+    with the width (Yang et al., muP, 2022), AdamW's with its square root, for
+    embeddings share it there with all matrices. The batch is what a small
+    corpus can feed often enough. NOTEBOOK.md holds the measurements.
     """
     derived: dict[str, str] = {}
     updates: dict[str, Any] = {}
@@ -296,6 +330,14 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         return section.model_copy(update=found)
 
     model = derive(recipe.model, "model", width=(64 * recipe.model.depth, "64 × depth"))
+    classic = model.backbone != "transformer"
+    model = derive(
+        model,
+        "model",
+        activation=(
+            ("relu", "relu, for a CNN") if classic else ("swiglu", "swiglu, for a Transformer")
+        ),
+    )
     gated = model.activation == "swiglu"
     heads = model.heads or max(1, model.width // model.head_dim)
     model = derive(
@@ -303,13 +345,15 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "model",
         heads=(heads, "width / head_dim"),
         kv_heads=(heads, "as many as heads"),
-        hidden=(
+        hidden=(model.width, "width")
+        if classic
+        else (
             _round_up(model.width * (8 / 3 if gated else 4), 64),
             "8/3 × width, in steps of 64" if gated else "4 × width, in steps of 64",
         ),
         causal=(recipe.pretrain.objective == "causal", "true for a causal objective"),
     )
-    if model.heads % model.kv_heads:
+    if not classic and model.heads % model.kv_heads:
         raise RecipeError(
             [("model.kv_heads", f"must divide heads ({model.heads}), {model.kv_heads} does not")],
             recipe.name,
@@ -326,7 +370,14 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
             num_parts(tokens, row, width, model.depth),
             "parts whose activations take about 100 MB, at least a row each",
         ),
-        learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
+        learning_rate=(
+            (
+                float(f"{min(1.2e-2, 6e-3 * narrow**2):.3g}"),
+                "6e-3 × 256 / width for muon, at most 1.2e-2",
+            )
+            if recipe.pretrain.optimizer == "muon"
+            else (float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)")
+        ),
     )
     updates["finetune"] = derive(
         recipe.finetune,
@@ -334,6 +385,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         batch_size=(32, "32 documents"),
         accumulate=(1, "all documents of a step at once"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
+        loss=(
+            "squared" if recipe.data.kind == "regress" else "cross_entropy",
+            "cross_entropy, or squared for task 'regress'",
+        ),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",
             "accuracy where a row has one class, loss otherwise",

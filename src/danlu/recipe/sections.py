@@ -155,6 +155,8 @@ class Tokenizer(Section):
 class Model(Section):
     """The backbone. `depth` is the size dial; the rest derives from it."""
 
+    backbone: Literal["transformer", "lstm", "gru", "cnn", "linear"] = "transformer"
+    """The kind of network; `linear` is a bag of tokens without layers."""
     depth: Positive = 4
     """Number of layers."""
     width: Positive | None = None
@@ -166,11 +168,17 @@ class Model(Section):
     kv_heads: Positive | None = None
     """Key/value heads; all of `heads` unless fewer are asked for."""
     hidden: Positive | None = None
-    """Feed-forward width: 8/3 × width (SwiGLU) or 4 × width (GELU), in steps of 64."""
-    activation: Literal["swiglu", "gelu"] = "swiglu"
-    """Feed-forward layer."""
+    """Feed-forward width: 8/3 × width (SwiGLU) or 4 × width (others), in steps of 64. Of an
+    LSTM or GRU its units in each direction: the width."""
+    window: Annotated[int, Field(gt=0, le=255)] = 3
+    """Positions that a layer of a CNN looks at; odd."""
+    activation: (
+        Literal["swiglu", "gelu", "relu", "leaky_relu", "silu", "tanh", "sigmoid"] | None
+    ) = None
+    """Of the feed-forward layer (swiglu), or of a CNN's layers (relu)."""
     causal: bool | None = None
-    """Whether a token sees only what stands before it; true for a causal objective."""
+    """Whether a token sees only what stands before it; true for a causal objective. An LSTM
+    or GRU then reads forwards only."""
     qk_norm: bool = False
     """Normalise queries and keys, which steadies large learning rates."""
     tie_embeddings: bool = True
@@ -195,16 +203,16 @@ class Training(Section):
     memory_limit: Annotated[float, Field(ge=0)] = 0.0
     """Most memory that training may hold (GB; the process's on a CPU, the device's on a GPU);
     past it training stops with what to change. 0 sets no limit."""
-    optimizer: Literal["adamw", "muon", "sgd"] = "muon"
+    optimizer: Literal["adam", "adamw", "muon", "sgd"] = "muon"
     """`muon` is for the matrices of the layers; AdamW takes the rest."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate."""
     momentum: Fraction = 0.9
     """For SGD."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    """For AdamW."""
+    """For Adam and AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Decoupled, on matrices only."""
+    """On matrices only. Decoupled; for `adam` it is added to the gradient (L2)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up."""
     warmup: Fraction = 0.1
@@ -254,6 +262,9 @@ class Finetune(Training):
     """What the best checkpoint is best at on the validation split."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
+    loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber"] | None = None
+    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
+    `huber` errors of standardised values for task `regress`."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes."""
 

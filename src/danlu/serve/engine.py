@@ -18,7 +18,6 @@ from danlu.data.text import Documents, Encoder
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities
 from danlu.model import heads, native
-from danlu.model.backbone import BackboneConfig
 
 
 class Engine:
@@ -69,7 +68,7 @@ class Engine:
                     where=str(folder),
                     mend='give the recipe labels and task = "classify" or "regress"',
                 )
-            backbone = BackboneConfig(**config["backbone"])
+            backbone = heads.read_config(config["backbone"])
             model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
             model.load_state_dict(load_file(folder / "model.safetensors"))
             path = tokenizer or folder / "tokenizer.json"

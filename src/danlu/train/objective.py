@@ -85,6 +85,21 @@ def classes(label_smoothing: float = 0.0, consistency: float = 0.0) -> Objective
     return Objective("classes", "nats/document", total, lambda b: float(b.num_documents), right)
 
 
+def hinge() -> Objective:
+    """Hinge loss over classes: how far the right one falls short of leading each other by 1.
+
+    Source: Weston & Watkins, "Multi-Class Support Vector Machines", 1998; averaged over
+    the classes.
+    """
+
+    def total(logits_NC: Tensor, batch: Batch) -> Tensor:
+        return F.multi_margin_loss(logits_NC, _given(batch.label), reduction="sum")
+
+    return Objective(
+        "hinge", "margin/document", total, lambda b: float(b.num_documents), classes().right
+    )
+
+
 def several_labels() -> Objective:
     """Binary cross-entropy of each label by itself, in nats a label."""
 
@@ -97,13 +112,28 @@ def several_labels() -> Objective:
     return Objective("labels", "nats/label", total, lambda b: float(_given(b.label).numel()), right)
 
 
-def squared_error() -> Objective:
-    """Squared error of standardised values, in units of the training variance."""
+_ERRORS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "squared": ("variance", F.mse_loss),
+    "absolute": ("standard deviation", F.l1_loss),
+    "huber": ("variance", F.huber_loss),
+}
+
+
+def error(kind: str = "squared") -> Objective:
+    """Error of standardised values.
+
+    Parameters
+    ----------
+    kind : {"squared", "absolute", "huber"}
+        In units of the training variance; in its standard deviations; or half the square
+        up to one standard deviation and linear beyond (Huber, 1964).
+    """
+    unit, function = _ERRORS[kind]
 
     def total(values_NC: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(values_NC, _given(batch.label), reduction="sum")
+        return function(values_NC, _given(batch.label), reduction="sum")
 
-    return Objective("squared error", "variance", total, lambda b: float(_given(b.label).numel()))
+    return Objective(f"{kind} error", unit, total, lambda b: float(_given(b.label).numel()))
 
 
 @torch.inference_mode()

@@ -46,7 +46,8 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
 
     Notes
     -----
-    AdamW: Loshchilov & Hutter, 2019. Muon: Jordan et al., 2024, with updates
+    Adam: Kingma & Ba, 2015, whose decay is a share of the weights added to the gradient
+    (L2). AdamW: Loshchilov & Hutter, 2019. Muon: Jordan et al., 2024, with updates
     scaled to AdamW's size (Liu et al., 2025), for the matrices of the layers;
     embeddings, heads and vectors stay with AdamW. Vectors (norms, biases) are
     not decayed: pulling a scale towards zero regularises nothing. All of them are fused,
@@ -60,6 +61,8 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     groups = decay_groups((p for n, p in named if not (muon and n in inner)), settings.weight_decay)
     if settings.optimizer == "sgd":
         return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum, fused=True)]
+    if settings.optimizer == "adam":
+        return [torch.optim.Adam(groups, lr=rate, betas=settings.betas, fused=True)]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     ]

@@ -1,0 +1,160 @@
+"""Backbones from before the Transformer: a small problem deserves a small model.
+
+They take what :class:`danlu.model.backbone.Backbone` takes and return what it returns,
+one hidden vector for every position, and no position ever sees another document.
+Shape suffixes: see :mod:`danlu.batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from danlu.model.backbone import RMSNorm
+from danlu.model.ops import ACTIVATIONS, Layout
+
+ClassicKind = Literal["linear", "cnn", "lstm", "gru"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassicConfig:
+    """Everything that fixes the shape and the mathematics of a classic backbone.
+
+    Attributes
+    ----------
+    kind : {"linear", "cnn", "lstm", "gru"}
+        ``linear`` is the embeddings alone: with a mean over them and an output layer, a
+        linear model over a bag of tokens. The others are named as they are known.
+    vocab_size, num_layers, dim : int
+        As of a Transformer; ``linear`` has no layers, whatever `num_layers` says.
+    hidden_dim : int
+        Units of a recurrent layer, in each direction.
+    window : int
+        Odd: the positions that a convolution looks at.
+    activation : str
+        Of a convolution; a key of :data:`danlu.model.ops.ACTIVATIONS`.
+    causal : bool
+        Whether a recurrent layer reads forwards only.
+    dropout, norm_epsilon, tie_embeddings
+        As of a Transformer.
+    """
+
+    kind: ClassicKind
+    vocab_size: int
+    num_layers: int
+    dim: int
+    hidden_dim: int
+    window: int = 3
+    activation: str = "relu"
+    causal: bool = False
+    dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, not {self.window}")
+        if self.causal and self.kind == "cnn":
+            raise ValueError("a convolution sees both sides; it cannot be causal")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain values, for JSON."""
+        return asdict(self)
+
+
+class Convolution(nn.Module):
+    """``x + activation(convolution(norm(x)))``, inside each document.
+
+    Source: LeCun et al., 1989, over time as in Collobert et al., "Natural Language
+    Processing (Almost) from Scratch", 2011; the addition is of He et al., 2016.
+    """
+
+    def __init__(self, config: ClassicConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.filter = nn.Conv1d(config.dim, config.dim, config.window, padding="same")
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x_SLD: Tensor, inside_SL: Tensor) -> Tensor:
+        # Beyond a document's end there is nothing, and nothing must be seen there.
+        normed = self.norm(x_SLD) * inside_SL.unsqueeze(-1)
+        return x_SLD + self.activation(self.filter(normed.mT).mT)
+
+
+class Recurrence(nn.Module):
+    """An LSTM or a GRU, forwards only or both ways, and a matrix back to the width.
+
+    Sources: Hochreiter & Schmidhuber, "Long Short-Term Memory", 1997, with the forget
+    gate of Gers et al., 2000; Cho et al., "GRU", 2014; both ways: Schuster & Paliwal, 1997.
+    """
+
+    def __init__(self, config: ClassicConfig) -> None:
+        super().__init__()
+        cell = nn.LSTM if config.kind == "lstm" else nn.GRU
+        units = config.hidden_dim * (1 if config.causal else 2)
+        self.cell = cell(
+            config.dim, config.hidden_dim, batch_first=True, bidirectional=not config.causal
+        )
+        self.out: nn.Module = nn.Identity()
+        if units != config.dim:
+            self.out = nn.Linear(units, config.dim, bias=False)
+
+    def forward(self, x_SLD: Tensor, inside_SL: Tensor) -> Tensor:
+        length_S = inside_SL.sum(1)  # the longest first, see Layout
+        packed = nn.utils.rnn.pack_padded_sequence(x_SLD, length_S.cpu(), batch_first=True)
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(
+            self.cell(packed)[0], batch_first=True, total_length=x_SLD.shape[1]
+        )
+        out: Tensor = self.out(hidden)
+        return out
+
+
+class Classic(nn.Module):
+    """Ids in, one hidden vector for every position out.
+
+    Examples
+    --------
+    >>> config = ClassicConfig("gru", vocab_size=32, num_layers=1, dim=8, hidden_dim=4)
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> Classic(config)(ids, torch.arange(3)[None], torch.zeros_like(ids)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: ClassicConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint = False  # these hold too little for it to be worth computing twice
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.embedding.weight, std=0.02 if config.kind == "linear" else 0.1)
+        self.dropout = nn.Dropout(config.dropout)
+        layer = Convolution if config.kind == "cnn" else Recurrence
+        layers = 0 if config.kind == "linear" else config.num_layers
+        self.layers = nn.ModuleList(layer(config) for _ in range(layers))
+
+    def forward(self, ids_BT: Tensor, position_BT: Tensor, document_BT: Tensor) -> Tensor:  # noqa: ARG002 - the order is all that these know of positions
+        """Return hidden_BTD, shape (B, T, D); zero at padding, unless there are no layers."""
+        x_BTD: Tensor = self.dropout(self.embedding(ids_BT))
+        if not self.layers:
+            return x_BTD
+        x_ND = x_BTD.flatten(0, 1)
+        out_ND = torch.zeros_like(x_ND, dtype=torch.float32)
+        layout = Layout.of(document_BT, self.config.causal)
+        # A recurrence takes lengths as they are; a convolution computes the padding too.
+        alike = self.config.kind == "cnn"
+        for token_SL, inside_SL in layout.side_by_side if alike else [layout.all_side_by_side]:
+            x_SLD = x_ND[token_SL]
+            for layer in self.layers:
+                x_SLD = self.dropout(layer(x_SLD, inside_SL))
+            out_ND = out_ND.index_put((token_SL[inside_SL],), x_SLD[inside_SL].float())
+        return out_ND.view_as(x_BTD)
+
+    def multiply_adds(self, document_BT: Tensor) -> int:
+        """Return those of a forward pass, see :func:`danlu.model.flops.useful`."""
+        tokens = int((document_BT >= 0).sum())
+        return tokens * sum(p.numel() for p in self.layers.parameters() if p.ndim > 1)
