@@ -316,10 +316,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     Notes
     -----
     The rules of the size dial. Width grows with depth, so that layers and
-    width stay in proportion (Kaplan et al., 2020). Muon's learning rate falls
-    with the width (Yang et al., muP, 2022), AdamW's with its square root, for
-    embeddings share it there with all matrices. The batch is what a small
-    corpus can feed often enough. NOTEBOOK.md holds the measurements.
+    width stay in proportion (Kaplan et al., 2020); the learning rate falls
+    with the square root of the width (Yang et al., muP, 2022, as AdamW with
+    shared matrices needs it); the batch is what a small corpus can feed often
+    enough. NOTEBOOK.md holds the measurements.
     """
     derived: dict[str, str] = {}
     updates: dict[str, Any] = {}
@@ -370,14 +370,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
             num_parts(tokens, row, width, model.depth),
             "parts whose activations take about 100 MB, at least a row each",
         ),
-        learning_rate=(
-            (
-                float(f"{min(1.2e-2, 6e-3 * narrow**2):.3g}"),
-                "6e-3 × 256 / width for muon, at most 1.2e-2",
-            )
-            if recipe.pretrain.optimizer == "muon"
-            else (float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)")
-        ),
+        learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
     )
     updates["finetune"] = derive(
         recipe.finetune,
