@@ -68,6 +68,25 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     write_json(folder / "summary.json", summary)
 
 
+def network(backbone: dict[str, Any]) -> str:
+    """Return what a backbone is, in words.
+
+    >>> network({"kind": "lstm", "num_layers": 1, "dim": 256, "hidden_dim": 128, "causal": True})
+    'LSTM, 1 layer of width 256, 128 units, causal'
+    """
+    kind, layers = backbone.get("kind", "transformer"), backbone["num_layers"]
+    if kind == "linear":
+        return f"bag of tokens, embeddings of width {backbone['dim']}, no layers"
+    name = {"transformer": "Transformer"}.get(kind, kind.upper())
+    width = f"{layers} {'layer' if layers == 1 else 'layers'} of width {backbone['dim']}"
+    sight = "causal" if backbone["causal"] else "bidirectional"
+    if kind == "transformer":
+        return f"{name}, {width}, {backbone['num_heads']} heads, {backbone['activation']}, {sight}"
+    if kind == "cnn":
+        return f"{name}, {width}, window {backbone['window']}, {backbone['activation']}"
+    return f"{name}, {width}, {backbone['hidden_dim']} units, {sight}"
+
+
 def figure(value: float | None, unit: str = "") -> str:
     """Return a number as a person wants to read it.
 
@@ -246,7 +265,8 @@ def _facts(
         "leaks": by_name["evaluate"].json("leaks.json"),
         "mistakes": by_name["evaluate"].json("mistakes.json"),
         "baselines": baselines,
-        "config": trained.json("config.json"),
+        "config": (config := trained.json("config.json")),
+        "network": network(config["backbone"]),
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,

@@ -66,7 +66,7 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
     ]
-    if muon:
+    if muon and inner:
         matrices = [p for n, p in named if n in inner]
         optimizers.append(Muon(matrices, lr=rate, weight_decay=settings.weight_decay))
     return optimizers
