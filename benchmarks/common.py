@@ -204,7 +204,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, content: dict[str, Any], table: str, svg: str | None) -> None:
-    """Write ``results/NAME.json``, ``.md`` and ``.svg``; called after every round.
+    """Write ``results/NAME.json``, ``.md`` and ``.svg``; called after every contestant.
 
     Each file is written aside and moved into place, so that a benchmark that is
     killed leaves the rounds it has finished.
@@ -245,6 +245,8 @@ def play(
     before : callable
         Results that open a round, by name.
     """
+    if not entrants:
+        raise SystemExit(f"--only {' '.join(options.only)}: no contestant has such a name")
     content: dict[str, Any] = {
         "benchmark": benchmark,
         "settings": settings(options, shape=shape),

@@ -37,10 +37,10 @@ flops_per_token : float
     Useful floating-point operations, see :func:`flops_per_token`.
 
 ``--task finetune`` trains one epoch (``--steps 0``), all steps are timed unless
-``--warm-up`` says otherwise, and adds ``accuracy`` on the test split; danlu also adds
-``curve``, a list of ``[step, training seconds so far, accuracy]``, with ``--evaluate-every``.
-``--task quality`` trains ``--steps`` steps on a cosine schedule and adds ``curve``, with the
-bits per byte of the validation split.
+``--warm-up`` says otherwise, and adds ``accuracy`` on the test split. ``--task quality``
+trains ``--steps`` steps. Both follow a cosine schedule, and with ``--evaluate-every`` add
+``curve``, a list of ``[step, training seconds so far, figure]``: the accuracy, or the bits
+per byte of the validation split.
 """
 
 from __future__ import annotations

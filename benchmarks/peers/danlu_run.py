@@ -125,7 +125,7 @@ def main() -> None:
         loader: DocumentLoader | PackedLoader = DocumentLoader(
             split, label, shape["batch"], 1, options.seed
         )
-        model = heads.build(backbone(shape, causal=False), "classify", 2, dropout=0.1)
+        model = heads.build(backbone(shape, causal=False), "classify", 2)
         objective = objectives.classes()
     else:
         rows, row = shape["batch"], shape["context"]

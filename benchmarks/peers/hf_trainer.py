@@ -74,7 +74,6 @@ class Watch(TrainerCallback):
 
 def arguments(options: Any, folder: str) -> dict[str, Any]:
     """Return the TrainingArguments of a task and a choice of flags."""
-    quality = options.task == "quality"
     found: dict[str, Any] = {
         "output_dir": folder,
         "per_device_train_batch_size": options.shape["batch"],
@@ -90,18 +89,16 @@ def arguments(options: Any, folder: str) -> dict[str, Any]:
         found["max_steps"] = total
     else:
         found["num_train_epochs"] = 1
-    if quality:
+    if options.task != "pretrain":
         found |= {
             "lr_scheduler_type": "cosine",
-            "warmup_steps": max(1, round(options.schedule_warm_up * total)),
+            # A number below 1 is a share of all steps.
+            "warmup_steps": options.schedule_warm_up,
             "weight_decay": common.WEIGHT_DECAY,
             "adam_beta1": common.BETAS[0],
             "adam_beta2": common.BETAS[1],
             "max_grad_norm": common.GRADIENT_CLIP,
         }
-    elif options.task == "finetune":
-        # A number below 1 is a share of all steps.
-        found["warmup_steps"] = options.schedule_warm_up
     if options.flags == "best":
         found |= {
             "bf16": True,
@@ -158,7 +155,7 @@ def classifier(options: Any) -> tuple[BertForSequenceClassification, Examples, A
     )
     if options.flags == "best":
         # With dropout on the attention weights, torch's fast kernel is out of reach; drawing
-        # the masks of the other takes a CPU long, and danlu is given none either.
+        # the masks of the other takes a CPU long; danlu is given none either.
         config.attention_probs_dropout_prob = 0.0
         config.hidden_dropout_prob = 0.0
     rows = documents.rows(options.data, "train")
@@ -220,7 +217,8 @@ def main() -> None:
     finetune = options.task == "finetune"
     model, rows, collate, work = (classifier if finetune else language_model)(options)
     clock = common.Clock(options.warm_up)
-    evaluate = (lambda: bits_per_byte(model, options)) if options.task == "quality" else None
+    judge = accuracy if finetune else bits_per_byte
+    evaluate = (lambda: judge(model, options)) if options.evaluate_every else None
     watch = Watch(clock, evaluate, options.evaluate_every)
     with tempfile.TemporaryDirectory() as folder:
         chosen = arguments(options, folder)
@@ -234,10 +232,11 @@ def main() -> None:
         watch.trainer = trainer
         trainer.train()
     more: dict[str, Any] = {}
+    if watch.curve:
+        more["curve"] = watch.curve
     if finetune:
-        more = {"accuracy": accuracy(model, options), "padded_tokens": trainer.padded_tokens}
-    elif options.task == "quality":
-        more = {"curve": watch.curve}
+        last = watch.curve[-1][2] if watch.curve else accuracy(model, options)
+        more |= {"accuracy": last, "padded_tokens": trainer.padded_tokens}
     kept = {k: v for k, v in chosen.items() if k != "output_dir"}
     common.write_result(
         options.out,
