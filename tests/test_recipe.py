@@ -175,11 +175,15 @@ LABELLED = {"task": "classify", "label": "b", "sources": [{"path": "a.csv"}]}
     [
         ({"model": {"backbone": "linear"}}, "pretrain.objective"),
         ({"model": {"backbone": "cnn"}, "pretrain": {"objective": "causal"}}, "model.backbone"),
-        ({"model": {"backbone": "cnn", "causal": True}, "pretrain": {"objective": "none"}},
-         "model.backbone"),
-        ({"model": {"backbone": "lstm", "activation": "swiglu"}}, "model.activation"),
+        ({"model": {"backbone": "cnn", "causal": True}}, "model.causal"),
+        ({"model": {"backbone": "cnn", "activation": "swiglu"}}, "model.activation"),
+        ({"model": {"backbone": "lstm", "activation": "tanh"}}, "model.activation"),
+        ({"model": {"backbone": "gru", "heads": 4}}, "model.heads"),
+        ({"model": {"backbone": "cnn", "hidden": 64}}, "model.hidden"),
+        ({"model": {"window": 5}}, "model.window"),
+        ({"model": {"backbone": "cnn"}, "finetune": {"optimizer": "muon"}}, "finetune.optimizer"),
         ({"model": {"backbone": "cnn", "window": 4}}, "model.window"),
-        ({"model": {"backbone": "gru"}, "pretrain": {"recompute": True}}, "finetune.recompute"),
+        ({"model": {"backbone": "gru"}, "pretrain": {"recompute": True}}, "pretrain.recompute"),
         ({"finetune": {"loss": "huber"}}, "finetune.loss"),
         ({"finetune": {"loss": "hinge", "label_smoothing": 0.1}}, "finetune.loss"),
         ({"data": LABELLED | {"task": "regress"}, "finetune": {"loss": "hinge"}}, "finetune.loss"),
@@ -189,18 +193,29 @@ def test_backbones_and_losses_that_do_not_fit_are_refused(content, path):
     assert set(problems(MINIMAL | {"data": LABELLED} | content)) == {path}
 
 
-@pytest.mark.parametrize("backbone", ["lstm", "gru", "cnn", "linear", "transformer"])
-def test_a_classic_backbone_derives_its_own_sizes(backbone):
-    classic = backbone != "transformer"
-    content = MINIMAL | {
-        "data": LABELLED,
-        "model": {"backbone": backbone, "width": 100 if classic else 128},
-    }
+@pytest.mark.parametrize(
+    ("backbone", "hidden", "activation", "optimizer"),
+    [
+        ("transformer", 384, "swiglu", "muon"),
+        ("lstm", 128, None, "muon"),
+        ("gru", 128, None, "muon"),
+        ("cnn", None, "relu", "adamw"),
+        ("linear", None, None, "adamw"),
+    ],
+)
+def test_each_backbone_derives_what_it_uses_and_comes_back(
+    backbone, hidden, activation, optimizer, tmp_path
+):
+    content = MINIMAL | {"data": LABELLED, "model": {"backbone": backbone, "width": 128}}
     recipe, derived = fill(validate(content | {"pretrain": {"objective": "none"}}, "test"))
-    assert recipe.model.hidden == (100 if classic else 384)
-    assert recipe.model.activation == ("relu" if classic else "swiglu")
-    assert recipe.finetune.loss == "cross_entropy"
-    assert {"model.hidden", "model.activation", "finetune.loss"} <= set(derived)
+    assert (recipe.model.hidden, recipe.model.activation) == (hidden, activation)
+    assert recipe.finetune.optimizer == optimizer
+    assert ("finetune.optimizer" in derived) == (optimizer == "adamw")
+    assert ("model.heads" in derived) == (backbone == "transformer")
+    again, derived = load(write(tmp_path, dump(recipe)))
+    assert again.model == recipe.model
+    assert again.finetune == recipe.finetune
+    assert "finetune.optimizer" not in derived
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.x=1", "data.sources.9.path=a"])

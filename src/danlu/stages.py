@@ -83,22 +83,23 @@ def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
 def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> heads.Config:
     """Return the backbone that the filled recipe describes."""
     model = recipe.model
-    sizes = (model.width, model.heads, model.kv_heads, model.hidden)
-    assert None not in sizes, "the recipe has not been filled"
-    width, num_heads, kv_heads, hidden = (int(size or 0) for size in sizes)
     if model.backbone != "transformer":
+        assert model.width is not None, "the recipe has not been filled"
         return ClassicConfig(
             kind=model.backbone,
             vocab_size=vocab_size,
             num_layers=model.depth,
-            dim=width,
-            hidden_dim=hidden,
+            dim=model.width,
+            hidden_dim=model.hidden or model.width,
             window=model.window,
             activation=model.activation or "relu",
             causal=bool(model.causal),
             dropout=dropout,
             tie_embeddings=model.tie_embeddings,
         )
+    sizes = (model.width, model.heads, model.kv_heads, model.hidden)
+    assert None not in sizes, "the recipe has not been filled"
+    width, num_heads, kv_heads, hidden = (int(size or 0) for size in sizes)
     return BackboneConfig(
         vocab_size=vocab_size,
         num_layers=model.depth,

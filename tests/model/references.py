@@ -46,13 +46,13 @@ def reference_attention(q_BTAH, k_BTKH, v_BTKH, position_BT, document_BT, causal
     return torch.stack(rows)
 
 
-def reference_feed_forward(x, weights):
+def reference_feed_forward(x, weights, activation=None):
     up = torch.einsum("...d,fd->...f", x, weights["up_proj.weight"])
     if "gate_proj.weight" in weights:
         gate = torch.einsum("...d,fd->...f", x, weights["gate_proj.weight"])
         hidden = gate / (1 + torch.exp(-gate)) * up
     else:
-        hidden = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
+        hidden = (activation or (lambda y: y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))))(up)
     return torch.einsum("...f,df->...d", hidden, weights["down_proj.weight"])
 
 

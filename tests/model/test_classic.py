@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from references import agree, place
+from references import agree, near, place
 
 from danlu.batch import Batch
 from danlu.model import flops
 from danlu.model.classic import Classic, ClassicConfig
 from danlu.model.heads import build, read_config
-from tolerances import COMPOSED, SIMPLE
+from tolerances import BFLOAT16, COMPOSED, SIMPLE
 
 KINDS = ["linear", "cnn", "lstm", "gru"]
 CASES = [(kind, False) for kind in KINDS] + [("lstm", True), ("gru", True)]
@@ -135,6 +135,34 @@ def test_a_convolution_follows_its_equation(activation, window):
     agree(ours, reference, torch.randn(9, 6), *layer.state_dict().values())
 
 
+@pytest.mark.parametrize(("kind", "causal"), CASES)
+def test_bfloat16_computes_about_the_same(kind, causal):
+    position, document = place([(7, 9), (16,)])
+    ids = torch.randint(4, 40, document.shape)
+    backbone = draw(kind, causal, dim=16, hidden_dim=16)
+    weights = list(backbone.parameters())
+
+    def run():
+        out = backbone(ids, position, document)
+        return out, torch.autograd.grad(out.float().sum(), weights)
+
+    expected, wanted = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, found = run()
+    near(out.float(), expected, 3 * BFLOAT16)
+    for gradient, wanted_gradient in zip(found, wanted, strict=True):
+        near(gradient, wanted_gradient, 5 * BFLOAT16)
+
+
+def test_dropout_leaves_the_residual_stream_of_a_cnn_whole():
+    backbone = draw("cnn", dropout=0.9)
+    (first, _), x = backbone.layers, torch.randn(1, 50, 6)
+    changed = first(x, torch.ones(1, 50, dtype=torch.bool)) - x
+    assert 0 < (changed != 0).float().mean() < 0.3
+    assert torch.equal(backbone.eval()(*[torch.zeros(1, 5, dtype=torch.long)] * 3),
+                       backbone(*[torch.zeros(1, 5, dtype=torch.long)] * 3))  # fmt: skip
+
+
 def test_a_linear_backbone_is_a_bag_of_tokens():
     backbone = draw("linear")
     ids = torch.randint(4, 40, (12,))
@@ -157,6 +185,8 @@ def test_a_model_comes_back_from_its_configuration(kind, causal):
         ("cnn", {"causal": True}, "cannot be causal"),
         ("cnn", {"window": 4}, "window must be odd"),
         ("lstm", {"hidden_dim": 0}, "hidden_dim must be positive"),
+        ("cnn", {"activation": "swiglu"}, "activation must be one of"),
+        ("rnn", {}, "kind must be one of"),
     ],
 )
 def test_what_makes_no_sense_is_refused(kind, others, message):

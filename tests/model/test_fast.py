@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from references import agree, near, reference_cross_entropy, reference_norm
+from references import agree, close, near, reference_cross_entropy, reference_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from danlu.model import fast, native, ops
@@ -147,12 +147,18 @@ def test_gelu_agrees_with_its_formula(dtype, width, shape):
 
 
 def test_gelu_and_its_slope_everywhere():
-    x = torch.cat((torch.linspace(-15, 15, 3008), torch.tensor([1e2, 1e20, 1e37, 0.0] * 4)))
-    x = torch.cat((x, -x)).requires_grad_()
+    x = torch.linspace(-15, 15, 3008).requires_grad_()
     theirs = x.detach().double().requires_grad_()
     out, expected = fast.gelu(x), theirs * torch.special.ndtr(theirs)
-    near(out, expected)
-    near(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), theirs)[0])
+    close(out, expected)
+    near(out[x < -2], expected[x < -2])  # a few hundredths at most: of the tail by itself
+    close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), theirs)[0])
+    far = torch.tensor([1e2, 1e20, 1e37, 0.0] * 4)
+    for sign in (1, -1):
+        x = (sign * far).requires_grad_()
+        assert torch.equal(fast.gelu(x), x.relu())
+        (slope,) = torch.autograd.grad(fast.gelu(x).sum(), x)
+        assert torch.equal(slope, torch.where(x == 0, 0.5, (x > 0).float()))
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])

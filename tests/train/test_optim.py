@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.model.backbone import BackboneConfig
+from danlu.model.classic import ClassicConfig
 from danlu.model.heads import build as build_model
 from danlu.recipe.sections import Training
 from danlu.train import optim
@@ -161,7 +162,7 @@ def give(model, seed, size=1.0):
         parameter.grad = size * torch.randn(parameter.shape, generator=generator)
 
 
-OPTIMIZERS = ["adamw", "sgd", "muon"]
+OPTIMIZERS = ["adam", "adamw", "sgd", "muon"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -250,10 +251,12 @@ def test_a_parameter_without_a_gradient_stays_and_counts_for_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-@pytest.mark.parametrize("tie", [True, False])
-def test_every_parameter_is_owned_once(optimizer, kind, tie):
-    config = BackboneConfig(**CONFIG.to_dict() | {"tie_embeddings": tie})
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("backbone", ["tied", "untied", "lstm", "cnn", "linear"])
+def test_every_parameter_is_owned_once(optimizer, kind, backbone):
+    config = BackboneConfig(**CONFIG.to_dict() | {"tie_embeddings": backbone == "tied"})
+    if "tied" not in backbone:
+        config = ClassicConfig(backbone, vocab_size=11, num_layers=2, dim=8, hidden_dim=6)
     model = build_model(config, kind, num_outputs=3)
     chosen = Training(optimizer=optimizer, learning_rate=0.1, weight_decay=0.2)
     groups = [g for one in optim.build(model, chosen) for g in one.param_groups]

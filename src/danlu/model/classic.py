@@ -8,7 +8,7 @@ Shape suffixes: see :mod:`danlu.batch`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ class ClassicConfig:
     Attributes
     ----------
     kind : {"linear", "cnn", "lstm", "gru"}
-        ``linear`` is the embeddings alone: with a mean over them and an output layer, a
-        linear model over a bag of tokens. The others are named as they are known.
+        ``linear`` is the embeddings alone: before a document's head, which weighs them by a
+        learnt attention, a bag of tokens. The others are named as they are known.
     vocab_size, num_layers, dim : int
         As of a Transformer; ``linear`` has no layers, whatever `num_layers` says.
     hidden_dim : int
@@ -38,7 +38,10 @@ class ClassicConfig:
         Of a convolution; a key of :data:`danlu.model.ops.ACTIVATIONS`.
     causal : bool
         Whether a recurrent layer reads forwards only.
-    dropout, norm_epsilon, tie_embeddings
+    dropout : float
+        In [0, 1): on the embeddings, on the branch of each convolution, and on the output
+        of each recurrence.
+    norm_epsilon, tie_embeddings
         As of a Transformer.
     """
 
@@ -55,6 +58,10 @@ class ClassicConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(ClassicKind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(ClassicKind))}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
         for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
@@ -80,18 +87,21 @@ class Convolution(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_epsilon)
         self.filter = nn.Conv1d(config.dim, config.dim, config.window, padding="same")
         self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_SLD: Tensor, inside_SL: Tensor) -> Tensor:
         # Beyond a document's end there is nothing, and nothing must be seen there.
         normed = self.norm(x_SLD) * inside_SL.unsqueeze(-1)
-        return x_SLD + self.activation(self.filter(normed.mT).mT)
+        branch: Tensor = self.dropout(self.activation(self.filter(normed.mT).mT))
+        return x_SLD + branch
 
 
 class Recurrence(nn.Module):
     """An LSTM or a GRU, forwards only or both ways, and a matrix back to the width.
 
     Sources: Hochreiter & Schmidhuber, "Long Short-Term Memory", 1997, with the forget
-    gate of Gers et al., 2000; Cho et al., "GRU", 2014; both ways: Schuster & Paliwal, 1997.
+    gate of Gers et al., 2000; Cho et al., "GRU", 2014, whose reset gate is taken here, as by
+    torch and cuDNN, after the matrix; both ways: Schuster & Paliwal, 1997.
     """
 
     def __init__(self, config: ClassicConfig) -> None:
@@ -104,6 +114,7 @@ class Recurrence(nn.Module):
         self.out: nn.Module = nn.Identity()
         if units != config.dim:
             self.out = nn.Linear(units, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_SLD: Tensor, inside_SL: Tensor) -> Tensor:
         length_S = inside_SL.sum(1)  # the longest first, see Layout
@@ -111,7 +122,7 @@ class Recurrence(nn.Module):
         hidden, _ = nn.utils.rnn.pad_packed_sequence(
             self.cell(packed)[0], batch_first=True, total_length=x_SLD.shape[1]
         )
-        out: Tensor = self.out(hidden)
+        out: Tensor = self.dropout(self.out(hidden))
         return out
 
 
@@ -150,7 +161,7 @@ class Classic(nn.Module):
         for token_SL, inside_SL in layout.side_by_side if alike else [layout.all_side_by_side]:
             x_SLD = x_ND[token_SL]
             for layer in self.layers:
-                x_SLD = self.dropout(layer(x_SLD, inside_SL))
+                x_SLD = layer(x_SLD, inside_SL)
             out_ND = out_ND.index_put((token_SL[inside_SL],), x_SLD[inside_SL].float())
         return out_ND.view_as(x_BTD)
 

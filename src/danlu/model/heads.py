@@ -149,7 +149,7 @@ class DocumentHead(nn.Module):
 
     A document is the weighted mean of its positions, and the weights are learnt
     (attentive pooling: Lin et al., 2017), a set for each slice of the width. They
-    start alike. The backbone's last norm gives all positions the same length, so a
+    start alike. A Transformer's last norm gives all positions the same length, so a
     plain mean could not let the few words that matter outweigh the many.
     """
 

@@ -199,11 +199,6 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "'hinge' is for one class a row, without label_smoothing or consistency",
         ),
         (
-            backbone != "transformer" and (finetune.recompute or recipe.pretrain.recompute),
-            "finetune.recompute",
-            "only a Transformer's layers are computed again",
-        ),
-        (
             split.test + split.validation >= 1,
             "data.split",
             "test and validation leave nothing to train on",
@@ -234,12 +229,12 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a linear backbone sees one token at a time and cannot be pre-trained; set 'none'",
         ),
         (
-            backbone == "cnn" and (objective == "causal" or recipe.model.causal is True),
+            backbone == "cnn" and objective == "causal",
             "model.backbone",
             "a CNN sees both sides and cannot be causal",
         ),
         (
-            backbone != "transformer" and recipe.model.activation == "swiglu",
+            backbone == "cnn" and recipe.model.activation == "swiglu",
             "model.activation",
             "'swiglu' is a Transformer's feed-forward layer",
         ),
@@ -267,6 +262,7 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
+    problems += _idle_keys(recipe)
     for number, source in enumerate(data.sources):
         if (source.query is not None) != ("://" in source.path):
             problems.append(
@@ -275,6 +271,39 @@ def _contradictions(recipe: Recipe) -> list[tuple[str, str]]:
                     "a SQL URL needs a query, and only a SQL URL has one",
                 )
             )
+    return problems
+
+
+_USES = {
+    "transformer": {"heads", "kv_heads", "head_dim", "qk_norm", "hidden", "activation", "causal"},
+    "lstm": {"hidden", "causal"},
+    "gru": {"hidden", "causal"},
+    "cnn": {"window", "activation"},
+    "linear": set[str](),
+}
+"""The keys of `model` that not every backbone has a use for, and which has."""
+_WITHOUT_MATRICES = ("cnn", "linear")
+
+
+def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the keys that the backbone would ignore."""
+    backbone, model = recipe.model.backbone, recipe.model
+    idle = set().union(*_USES.values()) - _USES[backbone]
+    problems = [
+        (f"model.{key}", f"has no meaning for a backbone of kind {backbone!r}")
+        for key in sorted(idle)
+        if getattr(model, key) != type(model).model_fields[key].default
+    ]
+    for stage in ("pretrain", "finetune"):
+        training = getattr(recipe, stage)
+        if backbone != "transformer" and training.recompute:
+            problems.append((f"{stage}.recompute", "only a Transformer's layers are recomputed"))
+        if (
+            backbone in _WITHOUT_MATRICES
+            and training.optimizer == "muon"
+            and "optimizer" in training.model_fields_set
+        ):
+            problems.append((f"{stage}.optimizer", f"{backbone!r} has no matrices for 'muon'"))
     return problems
 
 
@@ -330,29 +359,19 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         return section.model_copy(update=found)
 
     model = derive(recipe.model, "model", width=(64 * recipe.model.depth, "64 × depth"))
-    classic = model.backbone != "transformer"
-    model = derive(
-        model,
-        "model",
-        activation=(
-            ("relu", "relu, for a CNN") if classic else ("swiglu", "swiglu, for a Transformer")
-        ),
-    )
-    gated = model.activation == "swiglu"
+    uses, classic = _USES[model.backbone], model.backbone != "transformer"
+    gated = model.activation in (None, "swiglu")
     heads = model.heads or max(1, model.width // model.head_dim)
-    model = derive(
-        model,
-        "model",
-        heads=(heads, "width / head_dim"),
-        kv_heads=(heads, "as many as heads"),
-        hidden=(model.width, "width")
-        if classic
-        else (
-            _round_up(model.width * (8 / 3 if gated else 4), 64),
-            "8/3 × width, in steps of 64" if gated else "4 × width, in steps of 64",
-        ),
-        causal=(recipe.pretrain.objective == "causal", "true for a causal objective"),
-    )
+    factor, words = (8 / 3, "8/3") if gated else (4, "4")
+    hidden = (_round_up(model.width * factor, 64), f"{words} × width, in steps of 64")
+    rules = {
+        "heads": (heads, "width / head_dim"),
+        "kv_heads": (heads, "as many as heads"),
+        "hidden": (model.width, "width") if classic else hidden,
+        "activation": ("relu", "of a CNN") if classic else ("swiglu", "of a Transformer"),
+        "causal": (recipe.pretrain.objective == "causal", "true for a causal objective"),
+    }
+    model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
     if not classic and model.heads % model.kv_heads:
         raise RecipeError(
             [("model.kv_heads", f"must divide heads ({model.heads}), {model.kv_heads} does not")],
@@ -362,8 +381,16 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     narrow = (256 / model.width) ** 0.5
     width, row = model.width, recipe.tokenizer.max_length
     tokens = _step_tokens(recipe)
+
+    def training(stage: str) -> Any:
+        section = getattr(recipe, stage)
+        if model.backbone in _WITHOUT_MATRICES and "optimizer" not in section.model_fields_set:
+            derived[f"{stage}.optimizer"] = "the layers have no matrices for muon"
+            section = section.model_copy(update={"optimizer": "adamw"})
+        return section
+
     updates["pretrain"] = derive(
-        recipe.pretrain,
+        training("pretrain"),
         "pretrain",
         batch_tokens=(tokens, "4,096 tokens, or one row if that is longer"),
         accumulate=(
@@ -373,7 +400,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
     )
     updates["finetune"] = derive(
-        recipe.finetune,
+        training("finetune"),
         "finetune",
         batch_size=(32, "32 documents"),
         accumulate=(1, "all documents of a step at once"),

@@ -156,9 +156,9 @@ class Model(Section):
     """The backbone. `depth` is the size dial; the rest derives from it."""
 
     backbone: Literal["transformer", "lstm", "gru", "cnn", "linear"] = "transformer"
-    """The kind of network; `linear` is a bag of tokens without layers."""
+    """The kind of network; `linear` is a bag of tokens, weighted by attention, without layers."""
     depth: Positive = 4
-    """Number of layers."""
+    """Number of layers; for `linear` it sets the width only."""
     width: Positive | None = None
     """64 × depth."""
     head_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 64

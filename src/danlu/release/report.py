@@ -27,6 +27,12 @@ _SHOWN = {
 }
 
 
+_HINGE = (
+    "It was trained with the hinge loss: its probabilities, and what is measured of them, are a "
+    "softmax of margins that stop growing at 1."
+)
+
+
 def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     """Write ``metrics.json``, ``report.html``, ``card.md`` and ``summary.json``.
 
@@ -267,6 +273,7 @@ def _facts(
         "baselines": baselines,
         "config": (config := trained.json("config.json")),
         "network": network(config["backbone"]),
+        "hinge_note": _HINGE,
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,

@@ -225,7 +225,7 @@ def _checked(held: int, limit: float) -> int:
         raise MachineError(
             f"training holds {held / 1e9:.2f} GB of memory; memory_limit allows {limit:g} GB",
             where="training",
-            mend="set recompute = true, or raise accumulate, or lower the batch",
+            mend="raise accumulate, lower the batch, or (Transformers) set recompute = true",
         )
     return held
 

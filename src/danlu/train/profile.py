@@ -28,8 +28,13 @@ _WARM_UP, _STEPS, _TRACED = 3, 12, 3
 _KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn"),
     "attention": ("_Attention", "scaled_dot_product", "flash_attention", "efficient_attention"),
-    "norms and activations": ("_AddRMSNorm", "_SwiGLU", "gelu", "silu", "rsqrt", "dropout"),
-    "loss": ("_CrossEntropy", "log_softmax", "nll_loss"),
+    "norms and activations": (
+        *("_AddRMSNorm", "_SwiGLU", "_GELU", "gelu", "silu", "relu", "aten::tanh"),
+        *("aten::sigmoid", "rsqrt", "dropout"),
+    ),
+    "recurrences": ("lstm", "gru"),
+    "convolutions": ("convolution",),
+    "loss": ("_CrossEntropy", "log_softmax", "nll_loss", "multi_margin", "mse_loss", "huber"),
 }
 
 
