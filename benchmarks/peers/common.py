@@ -38,7 +38,7 @@ flops_per_token : float
 
 ``--task finetune`` trains one epoch (``--steps 0``), all steps are timed unless
 ``--warm-up`` says otherwise, and adds ``accuracy`` on the test split. ``--task quality``
-trains ``--steps`` steps. Both follow a cosine schedule, and with ``--evaluate-every`` add
+trains ``--steps`` steps on a cosine schedule. With ``--evaluate-every`` both add
 ``curve``, a list of ``[step, training seconds so far, figure]``: the accuracy, or the bits
 per byte of the validation split.
 """

@@ -90,15 +90,18 @@ def arguments(options: Any, folder: str) -> dict[str, Any]:
     else:
         found["num_train_epochs"] = 1
     if options.task != "pretrain":
+        # A number below 1 is a share of all steps.
+        found["warmup_steps"] = options.schedule_warm_up
+    if options.task == "quality":
         found |= {
             "lr_scheduler_type": "cosine",
-            # A number below 1 is a share of all steps.
-            "warmup_steps": options.schedule_warm_up,
             "weight_decay": common.WEIGHT_DECAY,
             "adam_beta1": common.BETAS[0],
             "adam_beta2": common.BETAS[1],
             "max_grad_norm": common.GRADIENT_CLIP,
         }
+    # Fine-tuning keeps the Trainer's linear schedule, betas and no decay: with danlu's it was
+    # worse by eight points (NOTEBOOK.md, 2026-11-25).
     if options.flags == "best":
         found |= {
             "bf16": True,
