@@ -1,0 +1,170 @@
+"""What no single key of a recipe shows to be wrong: keys against each other."""
+
+from __future__ import annotations
+
+from danlu.recipe.sections import Recipe
+
+RESERVED = frozenset({"majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge"})
+"""Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
+
+USES = {
+    "transformer": {"heads", "kv_heads", "head_dim", "qk_norm", "hidden", "activation", "causal"},
+    "lstm": {"hidden", "causal"},
+    "gru": {"hidden", "causal"},
+    "cnn": {"window", "activation"},
+    "linear": set[str](),
+}
+"""The keys of `model` that not every backbone has a use for, and which has."""
+WITHOUT_MATRICES = ("cnn", "linear")
+"""The backbones whose layers hold nothing that Muon could make orthogonal."""
+
+
+def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the path and the text of each problem that no single key shows."""
+    data, split, objective = recipe.data, recipe.data.split, recipe.pretrain.objective
+    backbone, finetune = recipe.model.backbone, recipe.finetune
+    labelled = data.label is not None or all(s.label is not None for s in data.sources)
+    rules = [
+        (
+            data.task != "pretrain" and not labelled,
+            "data.label",
+            f"task {data.task!r} needs a label: name its column, or label every source",
+        ),
+        (
+            data.task == "regress" and data.label is None,
+            "data.label",
+            "task 'regress' needs the column that holds the value",
+        ),
+        (
+            data.clean.exact_duplicates == "keep" and data.clean.near_duplicates == "drop",
+            "data.clean.near_duplicates",
+            "must be 'keep' where exact duplicates are kept",
+        ),
+        (
+            recipe.name in RESERVED,
+            "name",
+            f"{recipe.name!r} is a baseline's name; choose another",
+        ),
+        (
+            data.label_separator is not None and data.task != "classify",
+            "data.label_separator",
+            "only task 'classify' has several labels",
+        ),
+        (
+            recipe.finetune.consistency > 0 and data.kind in ("multilabel", "regress"),
+            "finetune.consistency",
+            "only task 'classify' with one label a row has it",
+        ),
+        (
+            finetune.loss is not None
+            and (finetune.loss in ("squared", "absolute", "huber")) != (data.task == "regress"),
+            "finetune.loss",
+            f"{finetune.loss!r} is not a loss of task {data.task!r}",
+        ),
+        (
+            finetune.loss == "hinge"
+            and (data.kind == "multilabel" or finetune.label_smoothing + finetune.consistency > 0),
+            "finetune.loss",
+            "'hinge' is for one class a row, without label_smoothing or consistency",
+        ),
+        (
+            split.test + split.validation >= 1,
+            "data.split",
+            "test and validation leave nothing to train on",
+        ),
+        (
+            split.test == 0,
+            "data.split.test",
+            "0 leaves nothing to measure the model on; try 0.2",
+        ),
+        (
+            split.validation == 0,
+            "data.split.validation",
+            "0 leaves nothing to choose checkpoints on; try 0.1",
+        ),
+        (
+            data.task == "pretrain" and objective == "none",
+            "pretrain.objective",
+            "task 'pretrain' needs an objective: masked or causal",
+        ),
+        (
+            objective == "masked" and recipe.model.causal is True,
+            "model.causal",
+            "a masked objective needs a model that sees both sides",
+        ),
+        (
+            backbone == "linear" and objective != "none",
+            "pretrain.objective",
+            "a linear backbone sees one token at a time and cannot be pre-trained; set 'none'",
+        ),
+        (
+            backbone == "cnn" and objective == "causal",
+            "model.backbone",
+            "a CNN sees both sides and cannot be causal",
+        ),
+        (
+            backbone == "cnn" and recipe.model.activation == "swiglu",
+            "model.activation",
+            "'swiglu' is a Transformer's feed-forward layer",
+        ),
+        (recipe.model.window % 2 == 0, "model.window", "must be odd, so that it has a middle"),
+        (
+            objective == "causal" and recipe.model.causal is False,
+            "model.causal",
+            "a causal objective needs a causal model",
+        ),
+        (
+            (recipe.pretrain.batch_tokens or 2**62) < recipe.tokenizer.max_length,
+            "pretrain.batch_tokens",
+            "must hold at least one row of tokenizer.max_length tokens",
+        ),
+        (
+            (recipe.pretrain.accumulate or 1)
+            > max(1, step_tokens(recipe) // recipe.tokenizer.max_length),
+            "pretrain.accumulate",
+            "a step holds fewer rows of tokenizer.max_length tokens than that",
+        ),
+        (
+            (recipe.finetune.accumulate or 1) > (recipe.finetune.batch_size or 32),
+            "finetune.accumulate",
+            "a step holds fewer documents than that",
+        ),
+    ]
+    problems = [(path, text) for broken, path, text in rules if broken]
+    problems += _idle_keys(recipe)
+    for number, source in enumerate(data.sources):
+        if (source.query is not None) != ("://" in source.path):
+            problems.append(
+                (
+                    f"data.sources.{number}.query",
+                    "a SQL URL needs a query, and only a SQL URL has one",
+                )
+            )
+    return problems
+
+
+def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the keys that the backbone would ignore."""
+    backbone, model = recipe.model.backbone, recipe.model
+    idle = set().union(*USES.values()) - USES[backbone]
+    problems = [
+        (f"model.{key}", f"has no meaning for a backbone of kind {backbone!r}")
+        for key in sorted(idle)
+        if getattr(model, key) != type(model).model_fields[key].default
+    ]
+    for stage in ("pretrain", "finetune"):
+        training = getattr(recipe, stage)
+        if backbone != "transformer" and training.recompute:
+            problems.append((f"{stage}.recompute", "only a Transformer's layers are recomputed"))
+        if (
+            backbone in WITHOUT_MATRICES
+            and training.optimizer == "muon"
+            and "optimizer" in training.model_fields_set
+        ):
+            problems.append((f"{stage}.optimizer", f"{backbone!r} has no matrices for 'muon'"))
+    return problems
+
+
+def step_tokens(recipe: Recipe) -> int:
+    """Return the tokens of a step of pre-training, as given or by default."""
+    return recipe.pretrain.batch_tokens or max(4096, recipe.tokenizer.max_length)
