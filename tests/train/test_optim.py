@@ -55,44 +55,27 @@ def assert_close(model, wanted):
         np.testing.assert_allclose(value, wanted[name], rtol=SIMPLE, atol=SIMPLE, err_msg=name)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_adamw_takes_the_steps_of_its_paper_and_decays_matrices_only(weight_decay):
+def test_adam_takes_the_steps_of_its_papers_and_decays_matrices_only(weight_decay, optimizer):
     rate, (first, second), epsilon = 0.03, (0.8, 0.95), 1e-8
     chosen = Training(
-        optimizer="adamw", learning_rate=rate, betas=(first, second), weight_decay=weight_decay
+        optimizer=optimizer, learning_rate=rate, betas=(first, second), weight_decay=weight_decay
     )
     model = fresh()
     wanted = values(model)
     gradients = steps(model, optim.build(model, chosen), 6)
     for name, weight in wanted.items():
         mean, square = np.zeros_like(weight), np.zeros_like(weight)
+        decay = weight_decay if weight.ndim > 1 else 0.0
         for number, drawn in enumerate(gradients, start=1):
-            mean = first * mean + (1 - first) * drawn[name]
-            square = second * square + (1 - second) * drawn[name] ** 2
-            ahead, spread = mean / (1 - first**number), square / (1 - second**number)
-            if weight.ndim > 1:
-                weight = weight - rate * weight_decay * weight
-            weight = weight - rate * ahead / (np.sqrt(spread) + epsilon)
-        wanted[name] = weight
-    assert_close(model, wanted)
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_adam_takes_the_steps_of_its_paper_and_adds_the_decay_to_the_gradient(weight_decay):
-    rate, (first, second), epsilon = 0.03, (0.8, 0.95), 1e-8
-    chosen = Training(
-        optimizer="adam", learning_rate=rate, betas=(first, second), weight_decay=weight_decay
-    )
-    model = fresh()
-    wanted = values(model)
-    gradients = steps(model, optim.build(model, chosen), 6)
-    for name, weight in wanted.items():
-        mean, square = np.zeros_like(weight), np.zeros_like(weight)
-        for number, drawn in enumerate(gradients, start=1):
-            gradient = drawn[name] + (weight_decay * weight if weight.ndim > 1 else 0)
+            # Adam's decay is a part of the gradient, AdamW's shrinks the weights beside it.
+            gradient = drawn[name] + (decay * weight if optimizer == "adam" else 0.0)
             mean = first * mean + (1 - first) * gradient
             square = second * square + (1 - second) * gradient**2
             ahead, spread = mean / (1 - first**number), square / (1 - second**number)
+            if optimizer == "adamw":
+                weight = weight - rate * decay * weight
             weight = weight - rate * ahead / (np.sqrt(spread) + epsilon)
         wanted[name] = weight
     assert_close(model, wanted)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.model import fast
-from danlu.model.fast import Layout
-from danlu.model.ops import ACTIVATIONS
+from danlu.model.fast import ACTIVATIONS, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.activation = {**ACTIVATIONS, "gelu": fast.gelu}.get(config.activation, fast.swiglu)
+        self.activation = fast.swiglu if self.gated else ACTIVATIONS[config.activation]
         if self.gated:
             self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)

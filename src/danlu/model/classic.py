@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.model.backbone import RMSNorm
-from danlu.model.ops import ACTIVATIONS, Layout
+from danlu.model.fast import ACTIVATIONS, Layout
 
 ClassicKind = Literal["linear", "cnn", "lstm", "gru"]
 

@@ -19,7 +19,7 @@ from danlu.model import native, ops
 from danlu.model.ops import Layout, linear, rms_norm, rotary_table
 
 __all__ = [
-    "Layout", "add_rms_norm", "attention", "cross_entropy", "gelu", "linear",
+    "ACTIVATIONS", "Layout", "add_rms_norm", "attention", "cross_entropy", "gelu", "linear",
     "orthogonalize", "rms_norm", "rotary_table", "swiglu",
 ]  # fmt: skip
 
@@ -57,6 +57,10 @@ def gelu(x: Tensor) -> Tensor:
         return ops.gelu(x)
     out: Tensor = _apply(_GELU, x)
     return out
+
+
+ACTIVATIONS = {**ops.ACTIVATIONS, "gelu": gelu}
+"""See :data:`danlu.model.ops.ACTIVATIONS`."""
 
 
 def attention(
@@ -220,9 +224,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         gate_up = gate_up.contiguous()
-        width = gate_up.shape[-1] // 2
-        out = gate_up.new_empty(*gate_up.shape[:-1], width)
-        _call("swiglu_forward", out.numel() // width, width, gate_up, out, _TYPES[out.dtype])
+        out = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        _call("swiglu_forward", *_rows(out), gate_up, out, _TYPES[out.dtype])
         ctx.save_for_backward(gate_up)
         return out
 
@@ -232,10 +235,9 @@ class _SwiGLU(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         (d_out,) = gradients
         d_gate_up = torch.empty_like(gate_up)
-        width = gate_up.shape[-1] // 2
         _call(
-            "swiglu_backward", d_out.numel() // width, width, gate_up, d_out.contiguous(),
-            d_gate_up, _TYPES[gate_up.dtype],
+            "swiglu_backward", *_rows(d_out), gate_up, d_out.contiguous(), d_gate_up,
+            _TYPES[gate_up.dtype],
         )  # fmt: skip
         return d_gate_up
 

@@ -83,24 +83,24 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
-"""What bends a layer's output, by name: Nair & Hinton, 2010; Maas et al., 2013 (slope 0.01);
-Hendrycks & Gimpel, 2016; Elfwing et al., 2018."""
-
-
 def gelu(x: Tensor) -> Tensor:
     """Return each number times the share of the normal distribution below it.
 
     Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016; the exact form.
     """
     return F.gelu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+"""What bends a layer's output, by name: Nair & Hinton, 2010; Maas et al., 2013 (slope 0.01);
+Hendrycks & Gimpel, 2016; Elfwing et al., 2018."""
 
 
 def rotary_table(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

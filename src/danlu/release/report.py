@@ -28,7 +28,7 @@ _SHOWN = {
 
 
 _HINGE = (
-    "It was trained with the hinge loss: its probabilities, and what is measured of them, are a "
+    " It was trained with the hinge loss: its probabilities, and what is measured of them, are a "
     "softmax of margins that stop growing at 1."
 )
 
@@ -273,7 +273,7 @@ def _facts(
         "baselines": baselines,
         "config": (config := trained.json("config.json")),
         "network": network(config["backbone"]),
-        "hinge_note": _HINGE,
+        "hinge_note": _HINGE if recipe.finetune.loss == "hinge" else "",
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
