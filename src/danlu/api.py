@@ -73,13 +73,14 @@ class Predictor:
         self.folder = folder
         self.engine = Engine.load(folder if (folder / "config.json").is_file() else inside)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[dict[str, Any]]:
-        """Answer about each of several texts.
+    def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+        """Answer about each of several records.
 
         Parameters
         ----------
-        texts : sequence of str
-            A single string is refused: it would be read as a list of letters.
+        records : sequence
+            Texts, or of a table rows as dicts. A single string is refused: it would be
+            read as a list of letters.
         batch_size : int
             How many are computed at once; no answer depends on it.
 
@@ -87,12 +88,12 @@ class Predictor:
         -------
         list of dict
             ``label``, ``probability`` and ``probabilities`` (``labels`` where a
-            text may carry several, ``value`` for a regression), ``tokens`` and
-            ``truncated``.
+            record may carry several, ``value`` for a regression); of texts ``tokens`` and
+            ``truncated``, of rows what was ``missing`` and the like.
         """
-        if isinstance(texts, str):
-            raise InputError("predict wants a list of texts", mend='predict(["…"])')
-        return self.engine.predict(list(texts), batch_size)
+        if isinstance(records, (str, dict)):
+            raise InputError("predict wants a list", mend='predict(["…"])')
+        return self.engine.predict(list(records), batch_size)
 
 
 def load(run: str | Path) -> Predictor:

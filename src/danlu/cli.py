@@ -228,7 +228,9 @@ def predict(
     run: RunPath,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; `-` reads lines from stdin."),
+        typer.Argument(
+            metavar="[TEXT]...", help="Texts, or rows in JSON; `-` reads lines from stdin."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -244,7 +246,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer about texts, a file, or the lines of stdin."""
+    """Answer about texts or rows, a file, or the lines of stdin."""
     from danlu.api import load
     from danlu.errors import InputError
 
@@ -254,22 +256,21 @@ def predict(
     if file is not None:
         from danlu.serve.files import predict_file
 
-        written, rows, cut = predict_file(predictor.engine, file, column, output)
+        written, rows, counts = predict_file(predictor.engine, file, column, output)
         if as_json:
-            _print_json({"output": str(written), "rows": rows, "truncated": cut})
+            _print_json({"output": str(written), "rows": rows, **counts})
         else:
-            typer.echo(
-                f"{written}: {rows:,} rows, {cut:,} of them cut "
-                f"to {predictor.engine.encoder.max_length} tokens"
-            )
+            told = "".join(f", {count:,} {what}" for what, count in counts.items())
+            typer.echo(f"{written}: {rows:,} rows{told}")
         return
     wanted = texts or []
     if wanted == ["-"]:
         wanted = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for number, text in enumerate(wanted, 1):
-        if not predictor.engine.scrub(text):
-            raise InputError("a text is empty", where=f"text {number}")
-    answers = predictor.predict(wanted)
+    records = [_record(predictor.engine, question) for question in wanted]
+    for number, record in enumerate(records, 1):
+        if not predictor.engine.reader.clean(record):
+            raise InputError("it is empty", where=f"question {number}")
+    answers = predictor.predict(records)
     if as_json:
         _print_json(answers)
         return
@@ -277,8 +278,22 @@ def predict(
         typer.echo(_answer_line(answer))
 
 
+def _record(engine: Any, question: str) -> Any:
+    """Return what a question on the command line is about: a text, or a row in JSON."""
+    from danlu.errors import InputError
+
+    if engine.modality == "text":
+        return question
+    try:
+        return engine.reader.parse(json.loads(question))
+    except ValueError:
+        raise InputError(
+            "this is not JSON", where=question[:60], mend='give a row as {"column": value, …}'
+        ) from None
+
+
 def _answer_line(answer: dict[str, Any]) -> str:
-    cut = "\t(cut: too long)" if answer["truncated"] else ""
+    cut = "\t(cut: too long)" if answer.get("truncated") else ""
     if "value" in answer:
         return f"{answer['value']:.6g}{cut}"
     if "labels" in answer:

@@ -179,24 +179,20 @@ class _Run:
 
     def tokenizer(self) -> None:
         """Train the tokenizer on the training split; tokenise every split."""
-        section = self.recipe.tokenizer.model_dump(mode="json")
-        section["causal"] = self.recipe.model.causal
-        section["task"] = self.recipe.data.task
+        recipe, modality = self.recipe, self.recipe.data.modality
+        own = recipe.tokenizer if modality == "text" else getattr(recipe, modality)
+        section = own.model_dump(mode="json")
+        section["causal"] = recipe.model.causal
+        section["task"] = recipe.data.task
+        if modality != "text":
+            section["backbone"] = recipe.model.backbone  # the layout is for it
         folder_of = self.artifacts["data"].path
 
         def make(folder: Path) -> None:
             from danlu.stages import tokenize
 
-            report = tokenize(self.recipe, folder_of, folder)
-            train = report["splits"]["train"]
-            longest = f"{self.recipe.tokenizer.max_length} tokens"
-            long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
-            if train["pieces"]:
-                long = f"long texts go on in {train['pieces']:,} further pieces of"
-            self.screen.say(
-                f"  {report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; "
-                f"{long} {longest}"
-            )
+            report = tokenize(recipe, folder_of, folder)
+            self.screen.say(f"  {_seen(recipe, report)}")
 
         self._build("tokenizer", section, self._keys("data"), ("data",), make)
 
@@ -294,11 +290,7 @@ class _Run:
         if released:
             trained = self.artifacts.get("finetune") or self.artifacts["pretrain"]
             _release(
-                self.recipe.name,
-                trained,
-                self.artifacts["tokenizer"],
-                report.path / "card.md",
-                model,
+                self.recipe, trained, self.artifacts["tokenizer"], report.path / "card.md", model
             )
         else:
             shutil.rmtree(model, ignore_errors=True)
@@ -321,6 +313,25 @@ class _Run:
         return result
 
 
+def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
+    """Say in a line what the model will see."""
+    train = report["splits"]["train"]
+    if recipe.data.modality == "table":
+        kinds = [column["kind"] for column in report["columns"]]
+        left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""
+        return (
+            f"{kinds.count('number')} columns of numbers, {kinds.count('category')} of categories; "
+            f"{train['missing']:,} training cells are missing{left}"
+        )
+    longest = f"{recipe.tokenizer.max_length} tokens"
+    long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
+    if train["pieces"]:
+        long = f"long texts go on in {train['pieces']:,} further pieces of"
+    return (
+        f"{report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; {long} {longest}"
+    )
+
+
 def _replace(source: Path, target: Path) -> None:
     """Copy a file so that readers see the old or the new one, and nothing between."""
     aside = target.with_name(f".{target.name}.new")
@@ -328,15 +339,20 @@ def _replace(source: Path, target: Path) -> None:
     aside.replace(target)
 
 
-def _release(name: str, trained: Artifact, tokenizer: Artifact, card: Path, model: Path) -> None:
+def _release(
+    recipe: Recipe, trained: Artifact, tokenizer: Artifact, card: Path, model: Path
+) -> None:
     """Lay the released model out in the Hugging Face layout."""
+    from danlu.data import kinds
+
     aside = model.with_name(".model.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     shutil.copyfile(trained.path / "model.safetensors", aside / "model.safetensors")
-    shutil.copyfile(tokenizer.path / "tokenizer.json", aside / "tokenizer.json")
+    for name in kinds.of(recipe.data.modality).files:
+        shutil.copyfile(tokenizer.path / name, aside / name)
     shutil.copyfile(card, aside / "README.md")
-    config = {"name": name, **trained.json("config.json")}
+    config = {"name": recipe.name, **trained.json("config.json")}
     write_json(
         aside / "config.json",
         {**config, "stages": trained.manifest["inputs"] | {trained.stage: trained.key}},

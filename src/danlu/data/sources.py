@@ -63,11 +63,12 @@ class Columns:
 
     Attributes
     ----------
-    text : str
+    text : str or None
+        None where the whole row is wanted.
     label, group, time : str or None
     """
 
-    text: str
+    text: str | None
     label: str | None = None
     group: str | None = None
     time: str | None = None
@@ -265,11 +266,16 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
     if file.source.label is None:
         roles["label"] = columns.label
     wanted = {role: column for role, column in roles.items() if column is not None}
-    for number, record in rows_of(file, wanted):
+    whole = columns.text is None
+    for number, record in rows_of(file, {} if whole else wanted):
         if isinstance(record, str):
             yield {"row": number, "reason": record}
             continue
-        row = {role: _text(record.get(column)) for role, column in wanted.items()}
+        row: dict[str, Any] = {role: _text(record.get(name)) for role, name in wanted.items()}
+        if whole:
+            if number == 1:
+                _check_columns(list(record), wanted, file)
+            row["record"] = record
         if file.source.label is not None:
             row["label"] = file.source.label
         yield {"row": number, **row}

@@ -205,7 +205,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "heads": (heads, "width / head_dim"),
         "kv_heads": (heads, "as many as heads"),
         "hidden": (model.width, "width") if classic else hidden,
-        "activation": ("relu", "of a CNN") if classic else ("swiglu", "of a Transformer"),
+        "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
         "causal": (recipe.pretrain.objective == "causal", "true for a causal objective"),
     }
     model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
@@ -251,6 +251,26 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
             "accuracy where a row has one class, loss otherwise",
         ),
     )
+    updates["data"] = _fill_data(recipe, derive)
+    if recipe.data.modality == "table":
+        alone = model.backbone != "transformer"
+        bins = (0, "none for a row as one vector") if alone else (16, "16 for a Transformer")
+        updates["table"] = derive(recipe.table, "table", bins=bins)
+    return recipe.model_copy(update=updates), derived
+
+
+def _fill_data(recipe: Recipe, derive: Any) -> Any:
+    """Return the data section with its sources, cleaning and splitting worked out."""
+    text, table = recipe.data.modality == "text", recipe.data.modality == "table"
+    copies = ("keep", "kept in tables") if table else ("drop", "dropped, but in tables")
+    against = ("keep", "kept in tables") if table else ("set-aside", "set aside, but in tables")
+    near = ("drop" if text else "keep", "looked for in texts alone")
+    clean = derive(
+        recipe.data.clean, "data.clean",
+        exact_duplicates=copies, near_duplicates=near, contradictions=against,
+    )  # fmt: skip
+    by = ("near-duplicate", "of texts") if text else ("random", "but for texts")
+    split = derive(recipe.data.split, "data.split", by=by)
     sources = tuple(
         derive(
             source,
@@ -260,8 +280,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         )
         for number, source in enumerate(recipe.data.sources)
     )
-    updates["data"] = recipe.data.model_copy(update={"sources": sources})
-    return recipe.model_copy(update=updates), derived
+    return recipe.data.model_copy(update={"sources": sources, "clean": clean, "split": split})
 
 
 def _source_name(path: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from danlu.recipe.sections import Recipe
 
-RESERVED = frozenset({"majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge"})
+RESERVED = frozenset({
+    "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
+    "boosting",
+})  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
 
 USES = {
@@ -12,6 +15,7 @@ USES = {
     "lstm": {"hidden", "causal"},
     "gru": {"hidden", "causal"},
     "cnn": {"window", "activation"},
+    "mlp": {"activation"},
     "linear": set[str](),
 }
 """The keys of `model` that not every backbone has a use for, and which has."""
@@ -36,7 +40,9 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "task 'regress' needs the column that holds the value",
         ),
         (
-            data.clean.exact_duplicates == "keep" and data.clean.near_duplicates == "drop",
+            data.modality == "text"
+            and data.clean.exact_duplicates == "keep"
+            and data.clean.near_duplicates in (None, "drop"),
             "data.clean.near_duplicates",
             "must be 'keep' where exact duplicates are kept",
         ),
@@ -93,9 +99,19 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a masked objective needs a model that sees both sides",
         ),
         (
-            backbone == "linear" and objective != "none",
+            backbone in ("linear", "mlp") and objective != "none",
             "pretrain.objective",
-            "a linear backbone sees one token at a time and cannot be pre-trained; set 'none'",
+            f"{backbone!r} sees one position at a time and cannot be pre-trained; set 'none'",
+        ),
+        (
+            data.modality != "text" and objective == "causal",
+            "pretrain.objective",
+            f"{data.modality!r} has no order in which to foretell; set 'masked' or 'none'",
+        ),
+        (
+            data.modality == "table" and backbone in ("cnn", "lstm", "gru"),
+            "model.backbone",
+            "a table's columns have no order; choose transformer, mlp or linear",
         ),
         (
             backbone == "cnn" and objective == "causal",
@@ -103,7 +119,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a CNN sees both sides and cannot be causal",
         ),
         (
-            backbone == "cnn" and recipe.model.activation == "swiglu",
+            backbone in ("cnn", "mlp") and recipe.model.activation == "swiglu",
             "model.activation",
             "'swiglu' is a Transformer's feed-forward layer",
         ),
@@ -131,7 +147,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
-    problems += _idle_keys(recipe)
+    problems += _idle_keys(recipe) + _idle_sections(recipe)
     for number, source in enumerate(data.sources):
         if (source.query is not None) != ("://" in source.path):
             problems.append(
@@ -162,6 +178,30 @@ def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
             and "optimizer" in training.model_fields_set
         ):
             problems.append((f"{stage}.optimizer", f"{backbone!r} has no matrices for 'muon'"))
+    return problems
+
+
+def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what is said about a kind of data that the recipe does not read."""
+    fields = type(recipe).model_fields
+    given = {n for n in ("tokenizer", "table") if getattr(recipe, n) != fields[n].default}
+    own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)
+    problems = [
+        (name, f"has no meaning for data.modality {recipe.data.modality!r}")
+        for name in sorted(given - {own})
+    ]
+    if recipe.data.modality != "text":
+        problems += [
+            (f"data.{key}", "is for texts alone")
+            for key in ("redact", "text")
+            if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default
+        ]
+        if recipe.data.clean.near_duplicates == "drop" or recipe.data.split.by == "near-duplicate":
+            problems.append(("data", "near-duplicates are looked for in texts alone"))
+    table = recipe.table
+    kinds = [*table.numeric, *table.categorical, *table.dates, *table.ignore]
+    if twice := sorted({name for name in kinds if kinds.count(name) > 1}):
+        problems.append(("table", f"the column {twice[0]!r} is given two kinds"))
     return problems
 
 

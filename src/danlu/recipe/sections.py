@@ -71,14 +71,15 @@ class Clean(Section):
     """Shorter texts are set aside (characters)."""
     max_chars: Positive = 20_000
     """Longer texts are set aside (characters)."""
-    exact_duplicates: Literal["drop", "keep"] = "drop"
-    """Copies after the first."""
-    near_duplicates: Literal["drop", "keep"] = "drop"
-    """Texts of one label at least `similarity` alike, after the first."""
+    exact_duplicates: Literal["drop", "keep"] | None = None
+    """Copies after the first: dropped, but for tables, where like rows are nothing strange
+    and only stay on one side of a split."""
+    near_duplicates: Literal["drop", "keep"] | None = None
+    """Texts of one label at least `similarity` alike, after the first; looked for in texts."""
     similarity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.8
     """Jaccard similarity of 5-grams from which two texts are near-duplicates."""
-    contradictions: Literal["set-aside", "keep"] = "set-aside"
-    """Texts that stand in the data with different labels."""
+    contradictions: Literal["set-aside", "keep"] | None = None
+    """Equal records that stand in the data with different labels; kept in tables."""
 
 
 class Redact(Section):
@@ -99,8 +100,9 @@ class Redact(Section):
 class Split(Section):
     """How rows are set apart for choosing and for judging the model."""
 
-    by: str = "near-duplicate"
-    """`near-duplicate`, `random`, `group:COLUMN` or `time:COLUMN`."""
+    by: str | None = None
+    """`near-duplicate` (texts), `random`, `group:COLUMN` or `time:COLUMN`. Equal records stay
+    together, whichever it is."""
     test: Fraction = 0.2
     """Share of rows that judge the released model."""
     validation: Fraction = 0.1
@@ -108,7 +110,9 @@ class Split(Section):
 
     @field_validator("by")
     @classmethod
-    def _known(cls, by: str) -> str:
+    def _known(cls, by: str | None) -> str | None:
+        if by is None:
+            return by
         kind, _, column = by.partition(":")
         plain = kind in ("near-duplicate", "random") and not column
         if not plain and not (kind in ("group", "time") and column):
@@ -121,6 +125,8 @@ class Data(Section):
 
     task: Literal["pretrain", "classify", "regress"]
     """`pretrain` (no labels), `classify` or `regress`."""
+    modality: Literal["text", "table"] = "text"
+    """The kind of data."""
     text: str = "text"
     """Column that holds the text; `line` in plain text files."""
     label: str | None = None
@@ -152,13 +158,33 @@ class Tokenizer(Section):
     `pretrain`, and are cut, counted and shown for others."""
 
 
+class Table(Section):
+    """Which columns of a table the model reads, and how."""
+
+    columns: tuple[str, ...] = ()
+    """The columns to read; all but the label's, the split's and the ignored if none are named."""
+    ignore: tuple[str, ...] = ()
+    """Columns to leave out, such as row numbers."""
+    numeric: tuple[str, ...] = ()
+    """Columns of numbers; found in the training split where no kind is given."""
+    categorical: tuple[str, ...] = ()
+    """Columns of names, codes or grades."""
+    dates: tuple[str, ...] = ()
+    """Columns of ISO 8601 dates, read as a count of days, the month and the day of the week."""
+    bins: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Quantiles that a number is also placed among (piecewise-linear encoding); 0 for none."""
+    min_count: Positive = 5
+    """Training rows that a category needs; rarer ones are read as "other"."""
+
+
 class Model(Section):
     """The backbone. `depth` is the size dial; the rest derives from it."""
 
-    backbone: Literal["transformer", "lstm", "gru", "cnn", "linear"] = "transformer"
-    """The kind of network; `linear` is a bag of tokens, weighted by attention, without layers."""
+    backbone: Literal["transformer", "lstm", "gru", "cnn", "mlp", "linear"] = "transformer"
+    """The kind of network. Of a text, `linear` is a bag of tokens, weighted by attention; of
+    numbers, a linear model. `mlp` and `linear` take a table's row as one vector."""
     depth: Positive = 4
-    """Number of layers; for `linear` it sets the width only."""
+    """Number of layers (of an MLP: hidden ones); for `linear` it sets the width only."""
     width: Positive | None = None
     """64 × depth."""
     head_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 64
@@ -175,7 +201,7 @@ class Model(Section):
     activation: (
         Literal["swiglu", "gelu", "relu", "leaky_relu", "silu", "tanh", "sigmoid"] | None
     ) = None
-    """Of the feed-forward layer (swiglu), or of a CNN's layers (relu)."""
+    """Of the feed-forward layer (swiglu), or of a CNN's or an MLP's layers (relu)."""
     causal: bool | None = None
     """Whether a token sees only what stands before it; true for a causal objective. An LSTM
     or GRU then reads forwards only."""
@@ -307,6 +333,8 @@ class Recipe(Section):
     """Sources, cleaning, splitting."""
     tokenizer: Tokenizer = Tokenizer()
     """From text to ids."""
+    table: Table = Table()
+    """From a table's columns to what the model sees."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()
