@@ -21,7 +21,9 @@ from danlu.stages import read_split
 _EXAMPLES, _TOKENS = 5, 48
 
 
-def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, Any]:
+def check(
+    recipe: Recipe, derived: dict[str, str], screen: Screen, fetch: bool = False
+) -> dict[str, Any]:
     """Read, clean and tokenise in a temporary folder, and look for trouble.
 
     Parameters
@@ -31,6 +33,8 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
     derived : dict of str to str
         Path and rule of each derived value.
     screen : Screen
+    fetch : bool
+        Whether sources that the recipe names and the cache lacks may be downloaded.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
         For what leaves nothing to check: no rows, one class only, an empty split.
     """
     with tempfile.TemporaryDirectory(prefix="danlu-check-") as folder:
-        paths = prepare_data(recipe, Path(folder), screen)
+        paths = prepare_data(recipe, Path(folder), screen, fetch)
         data = read_json(paths["data"] / "report.json")
         tokens = read_json(paths["tokenizer"] / "report.json")
         encoder = text.Encoder.load(

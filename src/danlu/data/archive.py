@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -135,11 +135,18 @@ def unpack(path: Path) -> Path:
     target = cache() / "members" / sha256(path) / path.stem
     if target.is_file():
         return target
-    opened = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}[codec]
-    budget = _Budget(path)
-    with _blamed(path), opened(path, "rb") as file:
-        _write(cast("IO[bytes]", file), target, budget)
+    with _blamed(path), path.open("rb") as raw, _uncompressed(raw, codec) as file:
+        _write(file, target, _Budget(path))
     return target
+
+
+def _uncompressed(raw: IO[bytes], codec: str) -> IO[bytes]:
+    """Open a compressed stream; a codec of none leaves it as it is."""
+    if codec == "gz":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    if codec == "xz":
+        return cast("IO[bytes]", lzma.LZMAFile(raw))
+    return cast("IO[bytes]", bz2.BZ2File(raw)) if codec == "bz2" else raw
 
 
 def _only_member(path: Path) -> Path:
@@ -184,7 +191,9 @@ class _Entry:
         What it is if it is no regular file.
     """
 
-    def __init__(self, name: str, size: int, odd: str, opened: partial[IO[bytes] | None]) -> None:
+    def __init__(
+        self, name: str, size: int, odd: str, opened: Callable[[], IO[bytes] | None]
+    ) -> None:
         self.name, self.size, self.odd, self._opened = _normal(name), size, odd, opened
 
     @property
@@ -235,12 +244,8 @@ def _tar_entries(archive: Path) -> _Entries:
             if raw.read().strip(b"\0"):  # tarfile would end without a word
                 raise EOFError("the end is missing")
         raw.seek(0)
-        opened = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}.get(codec)
-        if opened is None:
-            yield from _tar_stream(raw, archive)
-        else:
-            with opened(raw, "rb") as stream:
-                yield from _tar_stream(cast("IO[bytes]", stream), archive)
+        with _uncompressed(raw, codec) as stream:
+            yield from _tar_stream(stream, archive)
 
 
 def _deb_entries(archive: Path) -> _Entries:

@@ -51,9 +51,7 @@ _REGISTRIES = {
         "npm:NAME@VERSION/PATH",
     ),
     "deb": (
-        re.compile(
-            r"(?P<name>[a-z0-9][a-z0-9+.-]+)(?:=(?P<version>\d[\w.:~+-]*))?/(?P<inner>.+)"
-        ),
+        re.compile(r"(?P<name>[a-z0-9][a-z0-9+.-]+)(?:=(?P<version>\d[\w.:~+-]*))?/(?P<inner>.+)"),
         "deb:NAME=VERSION/PATH (or without =VERSION)",
     ),
 }

@@ -46,9 +46,7 @@ class Source(Section):
     """The label of every row of this source, where no column holds one."""
     licence: str = "not stated"
     """Licence of the data, for the model card."""
-    format: (
-        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "sql"] | None
-    ) = None
+    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "sql"] | None = None
     """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
     is therefore read from `package:` and `pypi:` only."""
     labels: str | None = None
