@@ -365,6 +365,8 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     """Match the parts of a name as the :mod:`glob` module matches files of a folder."""
     if not pattern:
         return not parts
+    if pattern == ["**"]:
+        return len(parts) > 0 and not any(part.startswith(".") for part in parts)
     if pattern[0] == "**":
         return _matches(parts, pattern[1:]) or (
             len(parts) > 0 and not parts[0].startswith(".") and _matches(parts[1:], pattern)
