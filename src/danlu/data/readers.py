@@ -310,6 +310,8 @@ def _plain(column: Any) -> list[Any]:
 
 
 def _native(value: Any) -> Any:
+    if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
+        return str(value)  # Python's own times end at the microsecond
     if hasattr(value, "to_pydatetime"):
         return value.to_pydatetime(warn=False)
     if hasattr(value, "to_pytimedelta"):

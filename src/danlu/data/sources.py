@@ -93,6 +93,10 @@ def open_source(source: Source, *, fetch: bool = False) -> list[File]:
         kind = source.format or _format_of(path)
         if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
             raise DataError(places.NO_PICKLE, where=source.path)
+        if labels and kind != "idx":
+            raise DataError(
+                "only format 'idx' has labels in a file of their own", where=source.path
+            )
         encoding = None
         if kind not in BINARY:
             encoding = source.encoding or detect(path)
