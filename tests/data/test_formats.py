@@ -102,7 +102,7 @@ def test_more_labels_than_pictures_are_refused(digits, tmp_path):
 
 
 def test_labels_of_their_own_belong_to_idx_only(digits, tmp_path):
-    _, _, images, answers = digits
+    _, _, _, answers = digits
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.txt").write_text("a\n")
     with pytest.raises(DataError, match="only format 'idx'"):

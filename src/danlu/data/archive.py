@@ -36,7 +36,7 @@ _RATIO = 500  # times its size that a larger one may; real data rarely reach 100
 _MOST = 64 << 30  # bytes that no archive may pass
 _HEADER = 16 << 20  # bytes of the longest header that is read at once
 _DAMAGE = (
-    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError,
     NotImplementedError, ValueError, struct.error,
 )  # fmt: skip
 _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"BZh": "bz2", b"PK": "zip"}
@@ -388,15 +388,10 @@ def _blamed(archive: Path) -> Iterator[None]:
     """Turn what the libraries say of damage into a word to the user."""
     try:
         yield
-    except _DAMAGE as error:
-        raise _damaged(archive, error) from None
-    except OSError as error:
-        if error.errno is not None:  # the machine's; bz2 and gzip raise theirs without a number
+    except (*_DAMAGE, OSError) as error:
+        # The machine's errors have a number; bz2 and gzip raise theirs without one.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _damaged(archive, error) from None
-
-
-def _damaged(archive: Path, error: Exception) -> DataError:
-    return DataError(
-        f"the archive is damaged or hostile: {error}", where=str(archive), mend="get it anew"
-    )
+        raise DataError(
+            f"the archive is damaged or hostile: {error}", where=str(archive), mend="get it anew"
+        ) from None
