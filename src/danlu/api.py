@@ -18,6 +18,7 @@ def run(
     overrides: Sequence[str] = (),
     quiet: bool = True,
     profile: bool = False,
+    fetch: bool = False,
 ) -> Result:
     """Run a recipe file from raw data to a released model.
 
@@ -33,6 +34,8 @@ def run(
         Whether to keep progress off stderr.
     profile : bool
         Whether to measure where the time of a training step goes, for the report.
+    fetch : bool
+        Consent to downloading the packages that the recipe's sources name, each once.
 
     Returns
     -------
@@ -50,7 +53,7 @@ def run(
 
     filled, _ = recipes.load(recipe, list(overrides))
     folder = Path(out) if out is not None else Path("runs") / filled.name
-    return pipeline.run(filled, folder, Screen(quiet), profile)
+    return pipeline.run(filled, folder, Screen(quiet), profile, fetch)
 
 
 class Predictor:

