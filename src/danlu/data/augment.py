@@ -243,7 +243,7 @@ def displacement(
     strength = size * np.sqrt(3) / (kernel**2).sum()
     down, across = (torch.from_numpy(_band(kernel, side)) for side in (height, width))
     field = down * (2 * strength) @ (torch.from_numpy(noise) - 0.5) @ across.T
-    return field.permute(0, 2, 3, 1).numpy()
+    return np.asarray(field.permute(0, 2, 3, 1), np.float32)
 
 
 def _band(kernel: NDArray[np.float64], side: int) -> NDArray[np.float32]:
@@ -286,7 +286,8 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 def posterise(images: Tensor, bits: int) -> Tensor:
     """Return images of which each channel keeps its upper bits, 1 to 8 of 8."""
     step = 2 ** (8 - bits)
-    return (images * 255 / step + 1e-3).floor() * step / 255  # 1e-3: 255 · (x / 255) may be less
+    steps = (images * 255 / step + 1e-3).floor()  # 1e-3: 255 · (x / 255) may be less than x
+    return steps * (step / 255)
 
 
 def erase(images: Tensor, side: float, generator: np.random.Generator) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from danlu.batch import Batch
 from danlu.data.augment import Augment
 from danlu.data.modality import NUM_SPECIAL, Spec, lay_end_to_end
-from danlu.data.raster import MAX_PIXELS, Fit, UnusableImage, decode
+from danlu.data.raster import MAX_PIXELS, Fit, UnusableImage, decode, shape_of
 from danlu.errors import DataError
 
 FILE = "image.json"
@@ -100,6 +100,26 @@ def flatten(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
+def usual_shape(records: Iterable[bytes]) -> tuple[int, int, Literal[1, 3]]:
+    """Return the height and width that most images have, and the channels that all need.
+
+    Among sizes that are as frequent the larger is taken. One coloured image makes all RGB.
+
+    Raises
+    ------
+    DataError
+        An image cannot be read, or there is none.
+    """
+    shapes = Counter(map(shape_of, records))
+    if not shapes:
+        raise DataError("there is no image to take a size from")
+    sizes: Counter[tuple[int, int]] = Counter()
+    for (height, width, _), n in shapes.items():
+        sizes[height, width] += n
+    height, width = max(sizes, key=lambda size: (sizes[size], size[0] * size[1], size))
+    return height, width, 3 if any(shape[2] == 3 for shape in shapes) else 1
+
+
 @dataclass(frozen=True)
 class ImageEncoder:
     """Turns image files into patches of normalised pixels, in training and serving alike.
@@ -149,18 +169,18 @@ class ImageEncoder:
         DataError
             An image cannot be used, or there is none.
         """
-        count, total, square = 0, np.zeros(self.channels), np.zeros(self.channels)
+        count, total, square = 0, np.zeros(self.channels, object), np.zeros(self.channels, object)
         for start in range(0, len(records), _AT_ONCE):
             images = self._decoded(records[start : start + _AT_ONCE], start)
-            pixels = images.reshape(-1, self.channels).astype(np.float64) / 255
+            pixels = images.reshape(-1, self.channels).astype(np.int64)
             count += len(pixels)
-            total, square = total + pixels.sum(0), square + (pixels**2).sum(0)
+            total += pixels.sum(0).astype(object)  # whole numbers of any size: nothing is rounded
+            square += (pixels**2).sum(0).astype(object)
         if not count:
             raise DataError("there is no image to fit on")
-        mean = total / count
-        std = np.sqrt(np.maximum(square / count - mean**2, 0))
-        # What is left of a constant channel is rounding; half a grey level is less than any.
-        std = np.where(std < 1e-6, 1.0, std)
+        mean = (total / count / 255).astype(np.float64)
+        std = np.sqrt((count * square - total**2).astype(np.float64)) / count / 255
+        std[std == 0] = 1.0
         return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     @property
