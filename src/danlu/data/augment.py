@@ -285,7 +285,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 def posterise(images: Tensor, bits: int) -> Tensor:
     """Return images of which each channel keeps its upper bits, 1 to 8 of 8."""
-    step = 2 ** (8 - bits)
+    step = 1 << (8 - bits)
     steps = (images * 255 / step + 1e-3).floor()  # 1e-3: 255 · (x / 255) may be less than x
     return steps * (step / 255)
 
