@@ -180,6 +180,16 @@ def test_pixels_without_a_known_range_are_refused(dtype):
     assert "range is not known" in fault(saved(Image.fromarray(_x.astype(dtype)), "TIFF"))
 
 
+def test_colours_that_pillow_cannot_convert_are_refused():
+    assert fault(saved(Image.fromarray(NOISE, "LAB"), "TIFF")) == "colours in CIELAB"
+
+
+def test_a_phones_photograph_with_a_second_picture_is_a_jpeg():
+    frames = [Image.fromarray(np.full((HEIGHT, WIDTH, 3), level, np.uint8)) for level in (9, 99)]
+    blob = saved(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(decoded(blob).astype(int) - 9).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_several_frames_the_first_is_taken(kind):
     frames = [

@@ -75,8 +75,8 @@ def decode(
     Raises
     ------
     UnusableImage
-        Not an image, more than `max_pixels`, no pixels, truncated, damaged, or with pixels
-        of no known range (32 bits). A file that lost its end but no pixel is used.
+        Not an image, more than `max_pixels`, no pixels, truncated, damaged, with pixels of no
+        known range (32 bits) or colours in CIELAB. A file that lost its end but no pixel is used.
 
     Examples
     --------
@@ -161,6 +161,8 @@ def _plain(picture: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     """Return the picture as 8-bit grey or RGB, before white."""
     if picture.mode in ("I", "F"):
         raise UnusableImage("pixels of 32 bits, whose range is not known")
+    if picture.mode == "LAB":  # Pillow converts it through colour profiles only
+        raise UnusableImage("colours in CIELAB")
     if picture.mode in _SIXTEEN_BITS:  # Pillow would clip at 255
         picture = _eight_bits(picture)
     elif picture.mode in _WITH_ALPHA or "transparency" in picture.info:
