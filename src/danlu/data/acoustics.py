@@ -181,7 +181,8 @@ def log_mel(
     power = power_spectrum(signal, rate, window_ms, hop_ms)
     size = 2 * (power.shape[1] - 1)
     filters = mel_filters(rate, size, num_mels, low_hz, rate / 2 if high_hz is None else high_hz)
-    return np.log(power @ filters.T + np.float32(_QUIET))
+    bands: Floats = np.log(power @ filters.T + np.float32(_QUIET))
+    return bands
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,14 +135,12 @@ class AudioEncoder:
             If there is no clip, or the bands do not fit the rate and the window.
         """
         _check(settings)
-        frames, total, squares = 0, np.zeros(0), np.zeros(0)
+        width = settings.num_mels + _PITCH_COLUMNS[settings.pitch]
+        frames, total, squares = 0, np.zeros(width), np.zeros(width)
         for columns, _ in _analysed(records, settings):
             frames += len(columns)
-            total = total + columns.sum(axis=0, dtype=np.float64) if len(total) else columns.sum(
-                axis=0, dtype=np.float64
-            )
-            square = np.square(columns, dtype=np.float64).sum(axis=0)
-            squares = squares + square if len(squares) else square
+            total += columns.sum(axis=0, dtype=np.float64)
+            squares += np.square(columns, dtype=np.float64).sum(axis=0)
         if not frames:
             raise DataError("there is no clip to learn from")
         mean = total / frames

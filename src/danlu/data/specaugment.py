@@ -72,7 +72,8 @@ class FrameAugmenter:
         after = np.minimum(before + 1, np.repeat(last, sizes))
         share = (source - before).astype(np.float32)[:, None]
         start = np.repeat(begins, sizes)
-        return (1 - share) * frames[start + before] + share * frames[start + after]
+        moved: Floats = (1 - share) * frames[start + before] + share * frames[start + after]
+        return moved
 
     def _bands(
         self, sizes: NDArray[np.int64], num_mels: int, generator: np.random.Generator
@@ -86,18 +87,15 @@ class FrameAugmenter:
         hidden = ((band >= start) & (band < start + width)).any(axis=0)
         return np.repeat(hidden, sizes, axis=0)
 
-    def _times(
-        self, sizes: NDArray[np.int64], generator: np.random.Generator
-    ) -> NDArray[np.bool_]:
+    def _times(self, sizes: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.bool_]:
         """Return which frames are hidden (time masking, Park et al., 2019)."""
         shape = (self.settings.time_masks, len(sizes))
         longest = np.floor(self.settings.time_width * sizes)
         width = np.floor(generator.random(shape) * (longest + 1))
         start = np.floor(generator.random(shape) * (sizes - width + 1))
-        frame, repeats = _counted(sizes), sizes
-        start, end = (np.repeat(edge, repeats, axis=1) for edge in (start, start + width))
-        hidden: NDArray[np.bool_] = ((frame >= start) & (frame < end)).any(axis=0)
-        return hidden
+        frame = _counted(sizes)
+        start, end = (np.repeat(edge, sizes, axis=1) for edge in (start, start + width))
+        return np.logical_or.reduce((frame >= start) & (frame < end), axis=0)
 
 
 def _counted(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
