@@ -20,6 +20,7 @@ Doubles = NDArray[np.float64]
 
 _QUIET = 1e-10  # power added before the logarithm: 100 dB below a tone at full scale
 _KNEE_HZ, _KNEE_MEL, _LOG_STEP = 1000.0, 15.0, np.log(6.4) / 27  # Slaney's scale
+_FINEST = 16_000  # lags of the autocorrelation in a second, at the least
 _CHUNK = 4096  # frames transformed at once, which bounds the memory
 
 # Boersma's path finder, with the values that Praat takes for speech.
@@ -243,8 +244,8 @@ def pitch(
     Boersma, "Accurate short-term analysis of the fundamental frequency and the
     harmonics-to-noise ratio of a sampled sound", 1993: the autocorrelation of a windowed
     frame is divided by the window's own, its peaks are the candidates, and the Viterbi
-    algorithm weighs their strengths against jumps. Peaks are refined by a parabola, where
-    Boersma takes a sinc.
+    algorithm weighs their strengths against jumps. Below 16 kHz the autocorrelation is
+    interpolated; its peaks are refined by a parabola, where Boersma takes a sinc.
     """
     if not 0 < low_hz < high_hz <= rate / 4:
         raise DataError(
@@ -272,8 +273,11 @@ def _candidates(
     """
     width = frames.shape[1]
     frames = frames - frames.mean(axis=1, keepdims=True)
-    correlation = _autocorrelation(frames * np.hanning(width).astype(np.float32))
-    of_window = _autocorrelation(np.hanning(width)[None])[0]
+    # Between two lags a peak looks lower than it is, and its octave is taken instead.
+    finer = -(-_FINEST // rate)
+    correlation = _autocorrelation(frames * np.hanning(width).astype(np.float32), finer)
+    of_window = _autocorrelation(np.hanning(width)[None], finer)[0]
+    rate *= finer
     shortest, longest = int(rate / high_hz), int(np.ceil(rate / low_hz))
     around = slice(shortest - 1, longest + 2)
     total = correlation[:, :1]
@@ -294,12 +298,13 @@ def _candidates(
     return hz, strength, unvoiced
 
 
-def _autocorrelation(frames: NDArray[np.floating]) -> Doubles:
+def _autocorrelation(frames: NDArray[np.floating], finer: int) -> Doubles:
+    """Return the correlations at lags of 1 / `finer` samples, up to the frames' width."""
     width = frames.shape[1]
     size = 1 << (2 * width - 1).bit_length()
     spectrum = np.fft.rfft(frames, size)
     power = spectrum.real**2 + spectrum.imag**2
-    return np.fft.irfft(power, size)[:, :width].astype(np.float64)
+    return np.fft.irfft(power, finer * size)[:, : finer * width].astype(np.float64)
 
 
 def _best_path(

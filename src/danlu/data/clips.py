@@ -143,6 +143,8 @@ def _checked(file: soundfile.SoundFile, data: bytes, limit_seconds: float) -> in
         raise UnusableAudio(f"{rate} samples a second; from {_RATES[0]} to {_RATES[1]} can be used")
     if file.channels > MAX_CHANNELS:
         raise UnusableAudio(f"{file.channels} channels, and the limit is {MAX_CHANNELS}")
+    if file.format == "OGG" and not _ogg_ends(data):
+        raise UnusableAudio("truncated: the last page is missing")
     if total <= 0:
         raise UnusableAudio("empty: it holds no sample")
     if total > limit_seconds * rate:
@@ -150,8 +152,6 @@ def _checked(file: soundfile.SoundFile, data: bytes, limit_seconds: float) -> in
     stated = _CUT.search(file.extra_info) if file.format.startswith("WAV") else None
     if stated and int(stated[2]) < int(stated[1]) < _ENDLESS:
         raise UnusableAudio(f"truncated: {stated[2]} of {stated[1]} bytes are there")
-    if file.format == "OGG" and not _ogg_ends(data):
-        raise UnusableAudio("truncated: the last page is missing")
     return int(total)
 
 
