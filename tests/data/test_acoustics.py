@@ -28,9 +28,7 @@ def noise(samples, seed=0, level=0.1):
 def voice(hz, rate=RATE, harmonics=12):
     """Return a buzz whose pitch follows `hz`, one value a sample, its overtones falling off."""
     phase = 2 * np.pi * np.cumsum(hz) / rate
-    parts = [
-        np.where(k * hz < rate / 2, np.sin(k * phase), 0) / k for k in range(1, harmonics + 1)
-    ]
+    parts = [np.where(k * hz < rate / 2, np.sin(k * phase), 0) / k for k in range(1, harmonics + 1)]
     return (0.2 * np.sum(parts, axis=0)).astype(np.float32)
 
 
@@ -167,6 +165,15 @@ def test_noise_and_silence_have_no_pitch_and_a_pause_is_bridged_by_a_line():
     assert octaves[10] == pytest.approx(np.log2(100), abs=0.01)
     assert octaves[37] == pytest.approx(np.log2(100) + 0.5, abs=0.1)
     assert octaves[-5] == pytest.approx(np.log2(200), abs=0.01)
+
+
+def test_a_voice_of_less_than_thirty_milliseconds_is_none():
+    found = pitch(np.pad(voice(np.full(RATE // 4, 150.0)), RATE // 8) + noise(RATE // 2), RATE)
+    runs = np.flatnonzero(np.diff((found.hz > 0).astype(int), prepend=0, append=0))
+    assert len(runs)
+    assert (runs[1::2] - runs[::2] >= 3).all()
+    sudden = np.pad(voice(np.geomspace(100, 200, 4800)), 1600) + noise(8000, level=0.002)
+    assert pitch(sudden, RATE).hz.max() < 210  # a frame that touches the beginning is not 449 Hz
 
 
 def test_a_steady_offset_changes_no_pitch():

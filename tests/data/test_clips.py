@@ -1,6 +1,7 @@
 """Sound files: what is decoded, and what is refused and why."""
 
 import base64
+import contextlib
 import io
 import re
 
@@ -139,12 +140,8 @@ def test_flipped_bytes_are_decoded_to_finite_numbers_or_refused(kind, seed):
     data = bytearray(file_of(tone(seconds=0.1), kind=kind))
     for place in generator.integers(0, len(data), 3):
         data[place] = generator.integers(0, 256)
-    try:
-        clip = decode(bytes(data), RATE)
-    except UnusableAudio as error:
-        assert error.what
-    else:
-        assert np.isfinite(clip.signal).all()
+    with contextlib.suppress(UnusableAudio):
+        assert np.isfinite(decode(bytes(data), RATE).signal).all()
 
 
 def test_a_refusal_is_an_error_in_the_data():

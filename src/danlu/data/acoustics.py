@@ -25,6 +25,7 @@ _CHUNK = 4096  # frames transformed at once, which bounds the memory
 
 # Boersma's path finder, with the values that Praat takes for speech.
 _CANDIDATES = 8
+_SHORTEST_MS = 30.0  # of a voice; ours
 _VOICING, _SILENCE = 0.45, 0.03
 _OCTAVE_COST, _JUMP_COST, _VOICED_UNVOICED_COST = 0.01, 0.35, 0.14
 
@@ -245,7 +246,8 @@ def pitch(
     harmonics-to-noise ratio of a sampled sound", 1993: the autocorrelation of a windowed
     frame is divided by the window's own, its peaks are the candidates, and the Viterbi
     algorithm weighs their strengths against jumps. Below 16 kHz the autocorrelation is
-    interpolated; its peaks are refined by a parabola, where Boersma takes a sinc.
+    interpolated; everywhere its peaks are refined by a parabola, where Boersma takes a
+    sinc. Voices of less than 30 ms are dropped.
     """
     if not 0 < low_hz < high_hz <= rate / 4:
         raise DataError(
@@ -261,7 +263,22 @@ def pitch(
     ]
     hz, strength, unvoiced = (np.concatenate(part) for part in zip(*parts, strict=True))
     hz, strength = _best_path(hz, strength, unvoiced, low_hz, hop_ms)
+    hz = _without_short(hz, round(_SHORTEST_MS / hop_ms))
     return Pitch(hz.astype(np.float32), strength.astype(np.float32))
+
+
+def _without_short(hz: Doubles, shortest: int) -> Doubles:
+    """Return the course without voiced runs of fewer frames than `shortest`.
+
+    A frame that only touches a sudden beginning can correlate with itself by chance.
+    """
+    edges = np.diff(np.concatenate(([0], hz > 0, [0])).astype(np.int64))
+    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    long = ends - begins >= shortest
+    inside = np.zeros(len(hz) + 1, np.int64)
+    inside[begins[long]] = 1
+    inside[ends[long]] -= 1
+    return hz * np.cumsum(inside[:-1])
 
 
 def _candidates(

@@ -95,7 +95,8 @@ class FrameAugmenter:
         start = np.floor(generator.random(shape) * (sizes - width + 1))
         frame = _counted(sizes)
         start, end = (np.repeat(edge, sizes, axis=1) for edge in (start, start + width))
-        return np.logical_or.reduce((frame >= start) & (frame < end), axis=0)
+        hidden: NDArray[np.bool_] = np.any((frame >= start) & (frame < end), axis=0)
+        return hidden
 
 
 def _counted(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
