@@ -114,7 +114,7 @@ def test_a_run_equals_a_loop_written_by_hand(diabetes):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            expected.append(float(loss))
+            expected.append(float(loss.detach()))
     found = [e["loss"] for e in read_events(run / "events.jsonl") if e["event"] == "step"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -62,6 +62,10 @@ class Kind(Protocol):
     files: tuple[str, ...]
     """What of the encoder goes into the released model's folder."""
 
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns that the recipe names, besides those of all kinds."""
+        ...
+
     def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
         """Return what turns a row as read into one with a ``text`` that tells rows apart."""
         ...
@@ -120,6 +124,10 @@ class Text:
     """Texts, as the tokens of a byte-level BPE."""
 
     files: tuple[str, ...] = (text.FILE,)
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002 - the text's column is named by itself
+        """Return none."""
+        return ()
 
     def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
         """Normalise and redact."""
@@ -212,6 +220,11 @@ class Table:
     """Tables."""
 
     files: tuple[str, ...] = (tables.FILE,)
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns that are to be read, or are given a kind."""
+        own = recipe.table
+        return tuple(dict.fromkeys(own.columns + own.numeric + own.categorical + own.dates))
 
     def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
         """Keep the cells that may be read, as JSON."""

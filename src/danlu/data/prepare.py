@@ -57,6 +57,7 @@ def columns(recipe: Recipe) -> Columns:
         label=recipe.data.label,
         group=column if kind == "group" else None,
         time=column if kind == "time" else None,
+        others=kinds.of(recipe.data.modality).named(recipe),
     )
 
 

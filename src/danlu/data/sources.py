@@ -23,7 +23,7 @@ from danlu.data.archive import members, sha256, unpack
 from danlu.data.encoding import REPLACEMENT, detect
 from danlu.data.fetch import fetch as download
 from danlu.data.privacy import KINDS
-from danlu.data.readers import BINARY, File, rows_of
+from danlu.data.readers import BINARY, File, check_columns, rows_of
 from danlu.data.sql import digest_query
 from danlu.errors import DataError
 from danlu.recipe import Source, places
@@ -61,12 +61,15 @@ class Columns:
     text : str or None
         None where the whole row is wanted.
     label, group, time : str or None
+    others : tuple of str
+        Columns that must be there as well, where the whole row is wanted.
     """
 
     text: str | None
     label: str | None = None
     group: str | None = None
     time: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def open_source(source: Source, *, fetch: bool = False) -> list[File]:
@@ -287,7 +290,8 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {role: _text(record.get(name)) for role, name in wanted.items()}
         if whole:
             if number == 1:
-                _check_columns(list(record), wanted, file)
+                named = wanted | {name: name for name in columns.others}
+                check_columns(list(record), named, file)
             row["record"] = record
         if file.source.label is not None:
             row["label"] = file.source.label
