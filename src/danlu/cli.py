@@ -239,7 +239,8 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", help="Texts, or rows in JSON; `-` reads lines from stdin."
+            metavar="[TEXT]...",
+            help="Texts, rows in JSON, or files of images or sounds; `-` reads stdin.",
         ),
     ] = None,
     file: Annotated[
@@ -256,7 +257,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer about texts or rows, a file, or the lines of stdin."""
+    """Answer about texts, rows, images or sounds, a file of many, or the lines of stdin."""
     from danlu.api import load
     from danlu.errors import InputError
 
@@ -289,11 +290,19 @@ def predict(
 
 
 def _record(engine: Any, question: str) -> Any:
-    """Return what a question on the command line is about: a text, or a row in JSON."""
+    """Return what a question on the command line is about: a text, a row in JSON, a file."""
     from danlu.errors import InputError
 
     if engine.modality == "text":
         return question
+    if engine.modality in ("image", "audio"):
+        path = Path(question)
+        if not path.is_file():
+            raise InputError("there is no such file", where=question)
+        try:
+            return engine.reader.parse(path.read_bytes())
+        except InputError as error:
+            raise InputError(error.what, where=question) from None
     try:
         return engine.reader.parse(json.loads(question))
     except ValueError:

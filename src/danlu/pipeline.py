@@ -324,6 +324,16 @@ class _Run:
 def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
     """Say in a line what the model will see."""
     train = report["splits"]["train"]
+    if recipe.data.modality == "image":
+        colours = "grey" if report["channels"] == 1 else "RGB"
+        seen = "as a whole" if report["whole"] else f"in {report['positions']} patches"
+        return f"{report['height']} × {report['width']} pixels, {colours}, {seen}"
+    if recipe.data.modality == "audio":
+        return (
+            f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
+            f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
+            f"{report['max_seconds']:g} s"
+        )
     if recipe.data.modality == "table":
         kinds = [column["kind"] for column in report["columns"]]
         left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
 from danlu.data import kinds, labels, text
+from danlu.data.audio import AudioEncoder, statistics
 from danlu.data.hide import for_causal, for_masked
+from danlu.data.image import ImageEncoder, flatten, usual_shape
 from danlu.data.load import in_order
 from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.split import NAMES
@@ -42,12 +43,6 @@ def read_split(data: Path, name: str) -> pa.Table:
     return pq.read_table(data / f"{name}.parquet")
 
 
-def records(recipe: Recipe, table: pa.Table) -> list[Any]:
-    """Return the rows of a split as the released model is asked about them."""
-    cells = table["text"].to_pylist()
-    return cells if recipe.data.modality == "text" else [json.loads(cell) for cell in cells]
-
-
 def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
     """Return one split's labels as numbers."""
     classes = read_json(data / "report.json")["classes"]
@@ -57,8 +52,7 @@ def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
 
 def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     """Fit an encoder (of texts: train a tokenizer) on the training split; encode every split."""
-    splits = {name: read_split(data, name) for name in NAMES}
-    report = kinds.of(recipe.data.modality).encode(recipe, splits, folder)
+    report = kinds.of(recipe.data.modality).encode(recipe, data, folder)
     write_json(folder / "report.json", report)
     return report
 
@@ -133,22 +127,45 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
 
     encoder = TableEncoder.fit(rows["train"], recipe.table.model_copy(update={"bins": 0}), True)
     matrices = {name: encoder.matrix(part) for name, part in rows.items()}
-    answers = baselines.linear(
-        matrices, values, recipe.data.kind, recipe.baseline.inverse_regularization, recipe.seed
-    )
+    answers = _linear(recipe, matrices, values)
     cells = {name: encoder.ordinal(part)[0] for name, part in rows.items()}
     categories = encoder.ordinal(rows["test"][:1])[1]
     return [*answers, baselines.boosting(cells, categories, values, recipe.data.kind, recipe.seed)]
 
 
-_BASELINES = {"text": _of_texts, "table": _of_tables}
+def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    shape = usual_shape(rows["train"])
+    encoder = ImageEncoder(*shape, whole=True)
+    features = {name: flatten(encoder.encode(part).images) for name, part in rows.items()}
+    return _linear(recipe, features, values)
+
+
+def _of_sounds(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    encoder = AudioEncoder.fit(rows["train"], recipe.audio)
+    found = {name: statistics(encoder, encoder.encode(part)) for name, part in rows.items()}
+    mean, std = found["train"].mean(0), found["train"].std(0)
+    features = {name: (part - mean) / np.where(std > 0, std, 1) for name, part in found.items()}
+    return _linear(recipe, features, values)
+
+
+def _linear(recipe: Recipe, features: Any, values: Any) -> list[Any]:
+    from danlu.evaluate import baseline as baselines
+
+    strengths = recipe.baseline.inverse_regularization
+    return baselines.linear(features, values, recipe.data.kind, strengths, recipe.seed)
+
+
+_BASELINES = {
+    "text": _of_texts, "table": _of_tables, "image": _of_images, "audio": _of_sounds,
+}  # fmt: skip
 
 
 def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
     """Fit the classical models on the same split."""
     answers = []
     if recipe.data.task != "pretrain":
-        rows = {name: records(recipe, read_split(data, name)) for name in NAMES}
+        kind = kinds.of(recipe.data.modality)
+        rows = {name: kind.records(data, name) for name in NAMES}
         values = {name: truth(recipe, data, name) for name in NAMES}
         answers = _BASELINES[recipe.data.modality](recipe, rows, values)
     for answer in answers:
@@ -168,7 +185,8 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     kind, name = recipe.data.kind, recipe.name
     table, actual = read_split(paths["data"], "test"), truth(recipe, paths["data"], "test")
     engine = Engine.load(paths["finetune"], paths["tokenizer"], device())
-    answer = engine.answers(records(recipe, table), recipe.evaluate.batch_size)
+    records = kinds.of(recipe.data.modality).records(paths["data"], "test")
+    answer = engine.answers(records, recipe.evaluate.batch_size)
     others = read_json(paths["baseline"] / "report.json")
     scored = [score.Scored(name, "test", actual, answer)]
     scored += [

@@ -203,6 +203,8 @@ def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if text := (row.get("text") or "").strip():
             row["as_read"] = _hash(text)
         own(row)
+        label = row.get("label")
+        row["label"] = data.rename.get(label or "", label)
         if "as_read" not in row and (text := row.get("text")):
             row["as_read"] = _hash(text)
         if (label := row.get("label")) is not None:

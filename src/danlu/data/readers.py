@@ -9,10 +9,11 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from danlu.data.sql import query
 from danlu.errors import DataError
 from danlu.recipe import Source
 
-BINARY = ("parquet", "idx", "pandas")
+BINARY = ("parquet", "idx", "pandas", "media")
 """Formats that fix their own encoding."""
 
 # Longer than any sane cell; the default of 128 KiB would refuse whole documents.
@@ -53,6 +54,8 @@ class File:
         SHA-256 of the content; of an idx file's with its labels' after it.
     labels : Path or None
         An idx file's labels.
+    members : tuple of (str, Path)
+        Names and paths of the images or sounds, which together are one file.
     """
 
     source: Source
@@ -62,6 +65,7 @@ class File:
     encoding: str | None
     digest: str
     labels: Path | None = None
+    members: tuple[tuple[str, Path], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return what the data report says of the file."""
@@ -92,6 +96,7 @@ def rows_of(file: File, wanted: dict[str, str]) -> Rows:
         "parquet": _read_parquet,
         "idx": _read_idx,
         "pandas": _read_pandas,
+        "media": _read_media,
         "sql": _read_sql,
     }
     return readers[file.format](file, wanted)
@@ -202,6 +207,22 @@ def _read_sql(file: File, wanted: dict[str, str]) -> Rows:
         if number == 1:
             check_columns(list(row), wanted, file)
         yield number, row
+
+
+def _read_media(file: File, wanted: dict[str, str]) -> Rows:
+    """Read each image or sound as a row: ``file`` holds its bytes, ``path`` and ``folder`` names.
+
+    The groups of the source's pattern are further columns; all of them are missing where it is
+    not found.
+    """
+    pattern = re.compile(file.source.pattern or "")
+    names = list(pattern.groupindex)
+    check_columns(["file", "path", "folder", *names], wanted, file)
+    for number, (name, path) in enumerate(file.members, 1):
+        found = pattern.search(name)
+        columns = found.groupdict("") if found else dict.fromkeys(names)
+        folder = PurePosixPath(name).parent.name
+        yield number, {"file": path.read_bytes(), "path": name, "folder": folder, **columns}
 
 
 _IMAGES, _LABELS = 0x803, 0x801  # magic numbers: unsigned bytes, in three and in one dimension

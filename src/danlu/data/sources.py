@@ -48,7 +48,8 @@ SCHEMA = pa.schema(
 """A row on disk. `row` counts from 1; `reason` says why it cannot be used; `as_read` hashes the
 text as it was, which is never written raw; the rest count what was redacted from it."""
 
-_SHARD_ROWS = 50_000
+_SHARD_ROWS, _SHARD_BYTES = 50_000, 1 << 26
+BLOBS = "blobs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -93,7 +94,15 @@ def open_source(source: Source, *, fetch: bool = False) -> list[File]:
     if labels and len(found) != 1:
         raise DataError("labels belong to one file of images", where=source.path)
     files = []
-    for name, path in found:
+    media = [(n, p) for n, p in found if (source.format or places.format_of(p.name)) == "media"]
+    if media:
+        sums = json.dumps([[name, sha256(path)] for name, path in media]).encode()
+        digest = hashlib.sha256(sums).hexdigest()
+        name = source.name or f"{len(media):,} files"
+        files = [File(source, None, name, "media", None, digest, members=tuple(media))]
+    elif source.pattern:
+        raise DataError("only files of images or sounds have a pattern", where=source.path)
+    for name, path in (pair for pair in found if pair not in media):
         kind = source.format or _format_of(path)
         if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
             raise DataError(places.NO_PICKLE, where=source.path)
@@ -168,13 +177,20 @@ def _locate(where: str, source: Source, *, fetch: bool) -> list[tuple[str, Path]
     if where.startswith("package:"):
         path = _package_file(where)
         return [(path.name, path)]
-    return [(path.name, path) for path in _plain_files(where)]
+    return [(_name(path, Path(where)), path) for path in _plain_files(where)]
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Return how a file is called: images and sounds with their folders, which may be labels."""
+    if places.format_of(path.name) != "media":
+        return path.name
+    return path.relative_to(folder).as_posix() if folder.is_dir() else "/".join(path.parts[-2:])
 
 
 def _plain_files(where: str) -> list[Path]:
     path = Path(where)
     if path.is_dir():
-        known = {"txt", "jsonl", "csv", "tsv", "parquet"}
+        known = {"txt", "jsonl", "csv", "tsv", "parquet", "media"}
         found = sorted(
             p for p in path.rglob("*") if p.is_file() and places.format_of(p.name) in known
         )
@@ -236,7 +252,8 @@ def ingest(
     files : list of File
     columns : Columns
     folder : Path
-        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard.
+        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard. Images and
+        sounds go into ``blobs-00000.parquet`` and so on beside it.
     refine : callable
         Cleans and redacts a row before it is written.
 
@@ -252,14 +269,18 @@ def ingest(
     """
     records: list[dict[str, Any]] = []
     shard: list[dict[str, Any]] = []
-    number = rows = 0
+    number = rows = held = 0
 
     def flush() -> None:
-        nonlocal number
+        nonlocal number, held
+        blobs = [(row["id"], blob) for row in shard if (blob := row.pop("blob", None)) is not None]
+        if blobs:
+            columns = dict(zip(("id", "blob"), zip(*blobs, strict=True), strict=True))
+            pq.write_table(pa.table(columns), folder.parent / f"{BLOBS}-{number:05d}.parquet")
         if shard:
             table = pa.Table.from_pylist(shard, schema=SCHEMA)
             pq.write_table(table, folder / f"{number:05d}.parquet")
-            number += 1
+            number, held = number + 1, 0
             shard.clear()
 
     for file in files:
@@ -268,7 +289,8 @@ def ingest(
             place = {"id": rows, "source": file.source.name, "file": file.name}
             shard.append(refine({**place, **row}))
             rows += 1
-            if len(shard) == _SHARD_ROWS:
+            held += len(shard[-1].get("blob") or b"")
+            if len(shard) == _SHARD_ROWS or held > _SHARD_BYTES:
                 flush()
         if rows == before:
             raise DataError("the file holds no rows", where=str(file.path or file.name))
@@ -292,7 +314,7 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
             if number == 1:
                 named = wanted | {name: name for name in columns.others}
                 check_columns(list(record), named, file)
-            row["record"] = record
+            row |= {"record": record, "beside": file.path}
         if file.source.label is not None:
             row["label"] = file.source.label
         yield {"row": number, **row}

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from danlu.errors import InputError, RecipeError
 from danlu.recipe import places
+from danlu.recipe.base import Section
 from danlu.recipe.rules import USES, WITHOUT_MATRICES, contradictions, step_tokens
-from danlu.recipe.sections import Recipe, Section, Source
+from danlu.recipe.sections import Recipe, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
 

@@ -115,6 +115,16 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a table's columns have no order; choose transformer, mlp or linear",
         ),
         (
+            data.modality == "image" and backbone in ("lstm", "gru"),
+            "model.backbone",
+            "an image is not read in one direction; choose transformer, cnn, mlp or linear",
+        ),
+        (
+            data.content is not None and data.modality not in ("image", "audio"),
+            "data.content",
+            "is for images and sounds",
+        ),
+        (
             backbone == "cnn" and objective == "causal",
             "model.backbone",
             "a CNN sees both sides and cannot be causal",
@@ -219,7 +229,11 @@ def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
 def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
     """Return what is said about a kind of data that the recipe does not read."""
     fields = type(recipe).model_fields
-    given = {n for n in ("tokenizer", "table") if getattr(recipe, n) != fields[n].default}
+    given = {
+        n
+        for n in ("tokenizer", "table", "image", "audio")
+        if getattr(recipe, n) != fields[n].default
+    }
     own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)
     problems = [
         (name, f"has no meaning for data.modality {recipe.data.modality!r}")

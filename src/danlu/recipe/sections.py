@@ -9,25 +9,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from danlu.recipe import places
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+from danlu.recipe.audio import Audio
+from danlu.recipe.base import Count, Fraction, Positive, Section
+from danlu.recipe.image import Image
 
 GATE_PATTERN = (
     r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
     r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
 """A condition of the gate; a bound before ``- baseline`` is the difference's own."""
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Source(Section):
@@ -46,15 +39,31 @@ class Source(Section):
     """The label of every row of this source, where no column holds one."""
     licence: str = "not stated"
     """Licence of the data, for the model card."""
-    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "sql"] | None = None
+    format: (
+        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "media", "sql"] | None
+    ) = None
     """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
     is therefore read from `package:` and `pypi:` only."""
     labels: str | None = None
     """For `idx`: the file of the labels, written as `path` is."""
+    pattern: str | None = None
+    r"""For files of images or sounds: a regular expression that is looked for in each path, and
+    whose named groups are columns, such as `(?P<word>[a-z]+)_(?P<speaker>\d+)[.]wav$`."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern or "").groupindex
+        except re.error as error:
+            raise ValueError(f"this is no regular expression: {error}") from None
+        if pattern is not None and not groups:
+            raise ValueError("name what the groups hold: (?P<name>…)")
+        return pattern
 
     @field_validator("path", "labels")
     @classmethod
@@ -142,12 +151,17 @@ class Data(Section):
 
     task: Literal["pretrain", "classify", "regress"]
     """`pretrain` (no labels), `classify` or `regress`."""
-    modality: Literal["text", "table"] = "text"
+    modality: Literal["text", "table", "image", "audio"] = "text"
     """The kind of data."""
+    content: str | None = None
+    """Column that holds an image or a sound: its bytes, or a path from the file that names it."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """What label cells are called: a cell that is not listed keeps its own name."""
     text: str = "text"
     """Column that holds the text; `line` in plain text files."""
     label: str | None = None
-    """Column that holds the label or the value; or give each source a label."""
+    """Column that holds the label or the value; or give each source a label. Of files of images
+    or sounds, `folder` is the folder's name."""
     label_separator: str | None = None
     """Where a row may carry several labels: what stands between them."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -352,6 +366,10 @@ class Recipe(Section):
     """From text to ids."""
     table: Table = Table()
     """From a table's columns to what the model sees."""
+    image: Image = Image()
+    """From images to patches."""
+    audio: Audio = Audio()
+    """From sounds to frames."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()

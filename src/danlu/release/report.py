@@ -36,6 +36,8 @@ _HINGE = (
 _COUNTED = {
     "text": {"bytes_per_token": "bytes/token", "truncated": "documents"},
     "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells"),
+    "image": {},
+    "audio": dict.fromkeys(("cut", "silent", "clipped", "unvoiced"), "clips") | {"seconds": "s"},
 }
 """What the encoder counts in each split, and in which unit."""
 

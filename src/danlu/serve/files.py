@@ -61,6 +61,12 @@ def predict_file(
     rows, names = _READERS[ending](path)
     added = _columns(engine)
     of_texts = engine.modality == "text"
+    if engine.modality in ("image", "audio"):
+        raise InputError(
+            "a model of images or sounds is asked about the files themselves",
+            where=str(path),
+            mend="danlu predict RUN FILE…",
+        )
     if of_texts and column not in names:
         there = ", ".join(map(repr, names))
         raise DataError(

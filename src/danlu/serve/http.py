@@ -58,8 +58,9 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     Routes
     ------
     ``POST /v1/predict``
-        ``{"texts": ["…"]}`` (or ``{"text": "…"}``; of tables ``rows`` and ``row``, objects)
-        gives ``{"model", "predictions"}``.
+        ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
+        tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
+        ``clips`` and ``clip`` are files in base64.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
@@ -124,7 +125,12 @@ async def _body(request: Request) -> Any:
         raise _RefusedError(400, "the request is not valid JSON") from None
 
 
-_NAMES = {"text": ("text", "texts"), "table": ("row", "rows")}
+_NAMES = {
+    "text": ("text", "texts"),
+    "table": ("row", "rows"),
+    "image": ("image", "images"),
+    "audio": ("clip", "clips"),
+}
 """How a request calls what a model is asked about: one, and several."""
 
 
