@@ -98,8 +98,7 @@ class Step:
         # The day of the month may slip (the 31st becomes the 30th): no more than half a month.
         slip = np.clip((inside - offset) / (31 * _DAY), -0.49, 0.49)
         slip[np.abs(inside - offset) <= 3 * _DAY] = 0.0
-        whole: Floats = (months - first + slip) / self.size
-        return whole
+        return np.asarray((months - first + slip) / self.size, np.float64)
 
     def time(self, index: NDArray[np.int64], origin: float) -> Floats:
         """Return the time so many steps after the origin."""
