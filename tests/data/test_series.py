@@ -62,9 +62,7 @@ def naive_grid(rows):
     """Place rows of (series, hour, value) by dictionaries."""
     found = {}
     for name in sorted({row[0] for row in rows}):
-        last = {}
-        for _, hour, value in (row for row in rows if row[0] == name):
-            last[hour] = value
+        last = {hour: value for of, hour, value in rows if of == name}
         hours = range(min(last), max(last) + 1)
         found[name] = [last.get(hour, math.nan) for hour in hours]
     return found

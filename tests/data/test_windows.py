@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_no_window_reaches_into_a_later_split(keys, seed, sizes):
     encoder = SeriesEncoder.fit(panel, section, first)
     edges = [-math.inf, first, second, math.inf]
     seen = []
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in itertools.pairwise(edges):
         documents, _ = encoder.windows(panel, begin, end)
         for start, series in zip(documents.start, documents.series, strict=True):
             steps = np.arange(start, start + section.context + section.horizon)
@@ -152,14 +153,16 @@ def test_no_window_reaches_into_a_later_split(keys, seed, sizes):
             foretold = steps[section.context :] if section.horizon else steps
             assert (panel.time_L[foretold] >= begin).all()
         seen += [set(documents.start.tolist())]
-    assert not seen[0] & seen[1] and not seen[1] & seen[2] and not seen[0] & seen[2]
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+    assert not seen[0] & seen[2]
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(["series", "global", "window"]), st.integers(0, 9))
 def test_what_comes_later_changes_nothing_that_was_fitted_or_is_seen(scale, seed):
     columns = table(seed=seed)
-    panel, encoder, first, second = fitted(columns, scale=scale)
+    panel, encoder, first, _second = fitted(columns, scale=scale)
     late = panel.time_L >= first
     changed = {**columns}
     generator = np.random.default_rng(seed)
@@ -248,7 +251,7 @@ def test_a_question_reads_as_the_window_did_in_training(scale):
 
 
 def test_a_short_question_of_an_unknown_series_is_filled_up_with_missing_steps():
-    panel, encoder, *_ = fitted(scale="series")
+    _panel, encoder, *_ = fitted(scale="series")
     record = {"time": ["2030-01-01T00", "2030-01-01T01"], "id": ["new"] * 2, "x": [1, 2],
               "y": [3, 4], "holiday": [0, 0]}  # fmt: skip
     asked = encoder.encode([record])

@@ -92,7 +92,7 @@ class Step:
     def index(self, time: Floats, origin: float) -> Floats:
         """Return how many steps each time lies after the origin, fractions included."""
         if self.unit != "month":
-            return (time - origin) / self.size
+            return np.asarray((time - origin) / self.size, np.float64)
         months, inside = _months(time)
         first, offset = _months(np.asarray([origin]))
         # The day of the month may slip (the 31st becomes the 30th): no more than half a month.
@@ -103,7 +103,7 @@ class Step:
     def time(self, index: NDArray[np.int64], origin: float) -> Floats:
         """Return the time so many steps after the origin."""
         if self.unit != "month":
-            return origin + self.size * index
+            return np.asarray(origin + self.size * index, np.float64)
         first, offset = _months(np.asarray([origin]))
         months = first.astype(np.int64) + index * int(self.size)
         begin = months.astype("datetime64[M]").astype("datetime64[s]").astype(np.float64)
