@@ -215,6 +215,25 @@ def test_whole_series_of_unequal_length_are_a_document_each_with_one_label():
     assert missing.tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
 
 
+def test_a_matrix_has_a_row_for_each_window_as_it_is_laid_by_itself():
+    panel, encoder, first, _ = fitted()
+    documents, _ = encoder.windows(panel, end=first)
+    rows = np.array([3, 0, 11])
+    found = documents.matrix(rows)
+    for place, row in enumerate(rows):
+        alone = documents.lay(np.array([row])).values_UK
+        np.testing.assert_array_equal(found[place], alone.ravel())
+
+
+def test_series_of_unequal_length_make_no_matrix():
+    columns = {"time": [*range(5), *range(13)], "id": ["a"] * 5 + ["b"] * 13, "x": [*range(18)]}
+    section = Series(series="id", variables=("x",), whole=True, horizon=0, patch=4)
+    panel, _ = read(columns, section)
+    documents, _ = SeriesEncoder.fit(panel, section).windows(panel)
+    with pytest.raises(DataError, match="not equally long"):
+        documents.matrix(np.arange(2))
+
+
 def test_a_windows_label_is_that_of_its_last_step():
     panel, encoder, first, _ = fitted(horizon=0)
     documents, _ = encoder.windows(panel, end=first)

@@ -159,6 +159,21 @@ class SeriesDocuments:
         slots = np.arange(len(values), dtype=np.int64)
         return lay_end_to_end(ids, self.sizes[rows], rows, values.astype(np.float32), slots)
 
+    def matrix(self, rows: Rows) -> NDArray[np.float32]:
+        """Return windows of equal length as the rows of a matrix, for classical models.
+
+        Raises
+        ------
+        DataError
+            If they are not equally long.
+        """
+        sizes = self.sizes[rows]
+        if len(np.unique(sizes)) > 1:
+            raise DataError("the series are not equally long", where="series.whole")
+        values = self.lay(rows).values_UK
+        assert values is not None
+        return np.asarray(values.numpy().reshape(len(rows), -1), np.float32)
+
     def origins(self, rows: Rows) -> Rows:
         """Return the step in L after the last that each window looks back on."""
         found: Rows = self.start[rows] + self.length[rows]
