@@ -20,7 +20,7 @@ from danlu.recipe.series import Series
 from tolerances import SIMPLE
 
 
-def table(sizes=(60, 45), seed=0, missing=0.1):
+def table(sizes=(100, 85), seed=0, missing=0.1):
     generator = np.random.default_rng(seed)
     names = np.repeat([f"s{n}" for n in range(len(sizes))], sizes)
     hours = np.concatenate([np.arange(size) + 3 * n for n, size in enumerate(sizes)])
@@ -54,11 +54,12 @@ def naive_value(panel, encoder, series, steps, past, scale):
         numbers = [(c - m) / d for c, m, d in zip(cells, mean, deviation, strict=True)]
         row += [0.0 if math.isnan(n) else min(max(n, -CLIP), CLIP) for n in numbers]
         row += [float(math.isnan(n)) for n in numbers]
-        for place in range(len(encoder.known)):
-            if step is None or math.isnan(panel.known_LC[step, place]):
+        for place, name in enumerate(encoder.known):
+            column = panel.known.index(name)
+            if step is None or math.isnan(panel.known_LC[step, column]):
                 row.append(0.0)
             else:
-                gap = panel.known_LC[step, place] - encoder.known_mean[place]
+                gap = panel.known_LC[step, column] - encoder.known_mean[place]
                 row.append(gap / encoder.known_deviation[place])
     return row
 
@@ -213,6 +214,26 @@ def test_whole_series_of_unequal_length_are_a_document_each_with_one_label():
     assert labels(panel, documents).tolist() == ["up", "down"]
     missing = documents.lay(np.array([0])).values_UK.reshape(2, 4, -1)[..., 1]
     assert missing.tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("days", "cycles"),
+    [(1, []), (5, ["day"]), (40, ["day", "week"]), (800, ["day", "week", "year"])],
+)
+def test_a_cycle_that_training_does_not_see_twice_is_left_out(days, cycles):
+    hours = np.datetime64("2020-01-01T00", "h") + np.arange(0, days * 24, 6)
+    columns = {"time": hours.astype(str).tolist(), "x": np.sin(np.arange(len(hours))).tolist()}
+    columns["shop"] = list(range(len(hours)))
+    section = Series(covariates=("shop",), context=1, patch=1, horizon=1)
+    panel, _ = read(columns, section)
+    encoder = SeriesEncoder.fit(panel, section)
+    expected = [f"{cycle} {part}" for cycle in cycles for part in ("sine", "cosine")]
+    assert list(encoder.known) == ["shop", *expected]
+    documents, _ = encoder.windows(panel)
+    laid = documents.lay(np.array([1])).values_UK[0]
+    assert len(laid) == encoder.spec.value_dims
+    places = [panel.known.index(name) for name in expected]
+    np.testing.assert_allclose(laid[3:], panel.known_LC[1, places], atol=SIMPLE)
 
 
 def test_a_matrix_has_a_row_for_each_window_as_it_is_laid_by_itself():

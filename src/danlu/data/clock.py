@@ -221,10 +221,13 @@ def show(time: float, dates: bool) -> str | float:
     return datetime.fromtimestamp(time, UTC).replace(tzinfo=None).isoformat()
 
 
+CYCLES = {"day": _DAY, "week": _WEEK, "year": _YEAR}
+"""Seconds."""
+
+
 def calendar_names(step: Step) -> tuple[str, ...]:
     """Return the cycles that a step is short enough to tell: day, week, year."""
-    cycles = (("day", _DAY), ("week", _WEEK), ("year", _YEAR))
-    return tuple(name for name, length in cycles if 2 * step.seconds <= length)
+    return tuple(name for name, length in CYCLES.items() if 2 * step.seconds <= length)
 
 
 def calendar(time: Floats, step: Step) -> NDArray[np.float32]:

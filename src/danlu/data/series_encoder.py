@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from danlu.data.clock import Step
+from danlu.data.clock import CYCLES, Step
 from danlu.data.modality import Spec
 from danlu.data.series import Columns, Panel, extend, read
 from danlu.data.windows import CLIP, VALUE_ID, SeriesDocuments, starts
@@ -35,8 +35,9 @@ class SeriesEncoder:
         With `variables` and `target` filled in.
     step : Step
     known : tuple of str
-        What is known in advance, the calendar included.
-    num_calendar : int
+        What is known in advance, the calendar included. A cycle of the calendar is left out
+        where training does not see it twice: it would tell training's months apart, and say
+        nothing of those to come.
     names : tuple of str
         The training series.
     mean, deviation : NDArray of float64, shape (S + 1, V)
@@ -47,7 +48,6 @@ class SeriesEncoder:
     settings: Series
     step: Step
     known: tuple[str, ...]
-    num_calendar: int
     names: tuple[str, ...]
     mean: Floats
     deviation: Floats
@@ -75,18 +75,17 @@ class SeriesEncoder:
             known = ~np.isnan(mean) & (settings.scale != "global")
             means.append(np.where(known, mean, together[0]))
             deviations.append(np.where(known & (deviation > 0), deviation, together[1]))
-        known_mean, known_deviation = _moments(panel.known_LC[of])
+        kept = _seen_twice(panel, float(np.ptp(panel.time_L[of])))
+        known_mean, known_deviation = _moments(panel.known_LC[of][:, kept])
         known_mean = np.nan_to_num(known_mean)
         known_deviation = np.where(known_deviation > 0, known_deviation, 1.0)
-        if panel.num_calendar:
-            known_mean[-panel.num_calendar :] = 0.0
-            known_deviation[-panel.num_calendar :] = 1.0
+        cycles = kept >= len(panel.known) - panel.num_calendar
+        known_mean[cycles], known_deviation[cycles] = 0.0, 1.0
         target = settings.target or panel.variables[0]
         return cls(
             settings=settings.model_copy(update={"variables": panel.variables, "target": target}),
             step=panel.step,
-            known=panel.known,
-            num_calendar=panel.num_calendar,
+            known=tuple(panel.known[place] for place in kept),
             names=panel.names,
             mean=np.stack([*means, together[0]]),
             deviation=np.stack([*deviations, np.where(together[1] > 0, together[1], 1.0)]),
@@ -119,7 +118,8 @@ class SeriesEncoder:
     def _documents(self, panel: Panel, series: Rows, start: Rows, length: Rows) -> SeriesDocuments:
         place = {name: number for number, name in enumerate(self.names)}
         rows = np.asarray([place.get(name, len(self.names)) for name in panel.names], np.int64)
-        known = (panel.known_LC - self.known_mean) / self.known_deviation
+        places = [panel.known.index(name) for name in self.known]
+        known = (panel.known_LC[:, places] - self.known_mean) / self.known_deviation
         return SeriesDocuments(
             values=panel.values_LV,
             known=np.clip(np.nan_to_num(known), -CLIP, CLIP).astype(np.float32),
@@ -191,7 +191,6 @@ class SeriesEncoder:
             "settings": self.settings.model_dump(mode="json"),
             "step": [self.step.size, self.step.unit],
             "known": self.known,
-            "num_calendar": self.num_calendar,
             "names": self.names,
         }
         arrays = ("mean", "deviation", "known_mean", "known_deviation")
@@ -206,13 +205,21 @@ class SeriesEncoder:
             settings=Series(**content["settings"]),
             step=Step(*content["step"]),
             known=tuple(content["known"]),
-            num_calendar=content["num_calendar"],
             names=tuple(content["names"]),
             mean=np.asarray(content["mean"], np.float64),
             deviation=np.asarray(content["deviation"], np.float64),
             known_mean=np.asarray(content["known_mean"], np.float64),
             known_deviation=np.asarray(content["known_deviation"], np.float64),
         )
+
+
+def _seen_twice(panel: Panel, span: float) -> Rows:
+    """Return the places of what is known, without cycles longer than half of the time."""
+    first = len(panel.known) - panel.num_calendar
+    places = range(len(panel.known))
+    return np.asarray(
+        [n for n in places if n < first or 2 * CYCLES[panel.known[n].split()[0]] <= span], np.int64
+    )
 
 
 def _moments(values: Floats) -> tuple[Floats, Floats]:
