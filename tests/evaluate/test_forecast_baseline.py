@@ -57,16 +57,26 @@ def test_missing_values_are_filled_from_the_past_alone():
         filled(np.full(4, nan), 2)
 
 
+def trending_series():
+    """Return a season on a level whose slope wanders, and falls back towards none."""
+    generator = np.random.default_rng(3)
+    slope = [0.0]
+    for shock in generator.normal(0, 0.3, 199):
+        slope.append(0.9 * slope[-1] + shock)
+    return seasonal_series() / 10 + np.cumsum(slope)
+
+
 @pytest.mark.parametrize("season", [1, 6])
-def test_smoothing_foretells_what_statsmodels_does(season):
+@pytest.mark.parametrize(("series", "trend"), [(seasonal_series(), "N"), (trending_series(), "Ad")])
+def test_smoothing_foretells_what_statsmodels_does(season, series, trend):
     import pandas as pd
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
-    series = seasonal_series()
     origin, horizon = 170, 15
     answer, settings = exponential_smoothing(
         series, 150, np.array([155, origin]), horizon, season, LEVELS
     )
+    assert settings["form"].split(",")[1] == trend
     trend, damped, cycle = forecast_baseline._FORMS[settings["form"]]
     assert settings["tried"][settings["form"]] == min(settings["tried"].values())
     assert len(settings["tried"]) == (4 if season > 1 else 2)
