@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.recipe.sections import Count, Positive, Section
+from danlu.recipe.base import Count, Positive, Section
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
