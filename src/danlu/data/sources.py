@@ -97,6 +97,8 @@ def open_source(source: Source, *, fetch: bool = False) -> list[File]:
         kind = source.format or _format_of(path)
         if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
             raise DataError(places.NO_PICKLE, where=source.path)
+        if (source.header or source.skip) and kind not in ("csv", "tsv"):
+            raise DataError("only CSV and TSV have header and skip", where=str(path))
         if labels and kind != "idx":
             raise DataError(
                 "only format 'idx' has labels in a file of their own", where=source.path

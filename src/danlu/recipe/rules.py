@@ -180,6 +180,14 @@ def _in_source(source: Source) -> list[tuple[str, str]]:
             "labels",
             "only format 'idx' keeps its labels in a file of their own",
         ),
+        *(
+            (
+                bool(getattr(source, key)) and kind not in ("csv", "tsv", None),
+                key,
+                "only formats 'csv' and 'tsv' have it",
+            )
+            for key in ("header", "skip")
+        ),
         (
             bool(labels) and str(labels) != str(place),
             "labels",

@@ -53,6 +53,10 @@ class Source(Section):
     """For `idx`: the file of the labels, written as `path` is."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
+    header: tuple[str, ...] = ()
+    """For CSV and TSV without a header line: the columns' names, in order."""
+    skip: Count = 0
+    """For CSV and TSV: lines to pass over at the beginning, before the header if there is one."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
 
@@ -62,6 +66,13 @@ class Source(Section):
         if path is not None:
             places.parse(path)
         return path
+
+    @field_validator("header")
+    @classmethod
+    def _different_names(cls, header: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"two columns are called {twice[0]!r}")
+        return header
 
     @field_validator("path")
     @classmethod
