@@ -18,10 +18,14 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 GATE_PATTERN = (
-    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
-    r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
+    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
+    r"(?:\s*-\s*(?P<minus>[a-z]+(?:-[a-z]+)*))?"
+    r"\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
-"""A condition of the gate; a bound before ``- baseline`` is the difference's own."""
+"""A condition of the gate. ``- baseline`` is the difference to the strongest baseline, ``- NAME``
+to one of them; a bound before it is the difference's own. In brackets stand a class
+(``recall[spam]``), an attribute (``demographic_parity_gap[sex]``) or a group
+(``accuracy[sex=Female]``)."""
 
 
 class Section(BaseModel):
@@ -343,6 +347,18 @@ class Evaluate(Section):
     """Documents scored at once; the scores do not depend on it."""
 
 
+class Audit(Section):
+    """Whether the released model treats people alike."""
+
+    protected: tuple[Annotated[str, Field(pattern=r"^[^*=\[\]]+(?:=?\*)?$")], ...] = ()
+    """Columns that hold a protected attribute, which `table.ignore` may keep from the model; or,
+    of a table, the prefix of columns of zeros and ones, such as `race_*`."""
+    positive: str | None = None
+    """The class that matters to people, such as being given credit; the second of two."""
+    min_rows: Positive = 30
+    """Fewer rows of a group are too few to measure."""
+
+
 class Gate(Section):
     """What must hold before a model is released."""
 
@@ -373,5 +389,7 @@ class Recipe(Section):
     """What stands beside."""
     evaluate: Evaluate = Evaluate()
     """Measuring."""
+    audit: Audit = Audit()
+    """Fairness."""
     gate: Gate = Gate()
     """Release or not."""
