@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from danlu.errors import DataError
 from danlu.evaluate.intervals import WILSON, Bootstrap, bootstrap_name, wilson
 from danlu.log import Metric
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
 Figures = dict[str, tuple[Floats, NDArray[np.int64]]]
 """Of each figure the sum and the number of rows that it is the mean of, both of shape (G,)."""
 
@@ -84,10 +85,11 @@ class Answers:
         """Return what sums the figures of each group over the rows it is given."""
 
         def mean_of(values: Floats) -> Callable[[Any], tuple[Floats, NDArray[np.int64]]]:
-            return lambda rows: (
-                np.bincount(index[rows], values[rows], num_groups),
-                np.bincount(index[rows], minlength=num_groups),
-            )
+            def of(rows: Any) -> tuple[Floats, NDArray[np.int64]]:
+                total: Floats = np.bincount(index[rows], values[rows], num_groups).astype(float)
+                return total, np.bincount(index[rows], minlength=num_groups).astype(np.int64)
+
+            return of
 
         if self.kind == "regress":
             error = self.answer - self.truth
@@ -160,7 +162,7 @@ def groups(attribute: str, cells: Sequence[Any], training: Sequence[Any]) -> Gro
     if len(seen) and not np.isnan(seen).any() and len(np.unique(seen)) > _FEW:
         edges = np.unique(np.quantile(seen, [0.25, 0.5, 0.75]))
         titles = [f"up to {edges[0]:g}"]
-        titles += [f"over {a:g} to {b:g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        titles += [f"over {a:g} to {b:g}" for a, b in pairwise(edges)]
         titles += [f"over {edges[-1]:g}", MISSING]
         value = np.asarray([number(cell) for cell in cells])
         place = np.where(np.isnan(value), len(titles) - 1, np.searchsorted(edges, value))
@@ -238,7 +240,9 @@ def measure(
             else:
                 (low, high), how = wilson(round(float(total[group])), on), WILSON
             unit = _UNITS.get(name, "share")
-            rows.append(Metric("audit", model, "test", name + label, value, low, high, on, unit, how))
+            rows.append(
+                Metric("audit", model, "test", name + label, value, low, high, on, unit, how)
+            )
     return rows + _gaps(by, values, resampled, model, bootstrap), too_few
 
 
@@ -268,10 +272,14 @@ def _gaps(
         if any(inside.sum() < 2 for inside in measured.values()):
             continue
         value = max(float(np.ptp(values[part][measured[part]])) for part in parts)
-        each = np.max([np.ptp(resampled[part][:, measured[part]], axis=1) for part in parts], axis=0)
+        each = np.max(
+            [np.ptp(resampled[part][:, measured[part]], axis=1) for part in parts], axis=0
+        )
         centred = np.clip(each - np.nanmean(each) + value, 0.0, None)
         low, high = bootstrap.interval(centred)
-        how = f"{bootstrap_name(bootstrap.resamples)}, corrected for bias" if low is not None else ""
+        how = (
+            f"{bootstrap_name(bootstrap.resamples)}, corrected for bias" if low is not None else ""
+        )
         inside = np.all(list(measured.values()), axis=0)
         n = int(np.isin(by.index, np.flatnonzero(inside)).sum())
         title = f"{gap}[{by.attribute}]"

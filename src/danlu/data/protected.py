@@ -15,10 +15,13 @@ in which nothing stands."""
 
 def missing(names: Iterable[str], columns: Sequence[str]) -> list[str]:
     """Return the names of attributes that no column answers to."""
-    return [
-        name for name in names
-        if not (any(c.startswith(name[:-1]) for c in columns) if name[-1] == "*" else name in columns)
-    ]  # fmt: skip
+
+    def there(name: str) -> bool:
+        if name.endswith("*"):
+            return any(column.startswith(name[:-1]) for column in columns)
+        return name in columns
+
+    return [name for name in names if not there(name)]
 
 
 def of(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -166,8 +166,8 @@ def _read_csv(file: File, wanted: dict[str, str]) -> Rows:
                 )
         rows = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",")
         given = list(file.source.header)
-        header = given or next(rows, None)
-        if header is None:
+        header = given or next(rows, [])
+        if not header:
             return
         check_columns(header, wanted, file)
         if twice := {name for name in wanted.values() if header.count(name) > 1}:

@@ -7,6 +7,7 @@ import re
 from danlu.recipe import places
 from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
 
+
 def attribute(name: str) -> str:
     """Return what reports call the attribute that ``audit.protected`` names.
 
@@ -248,9 +249,7 @@ def _in_audit(recipe: Recipe) -> list[tuple[str, str]]:
             known = ", ".join(sorted(RESERVED))
             problems.append((f"gate.require.{number}", f"no baseline {minus!r}; known: {known}"))
         if gap and gap[1] not in names:
-            problems.append(
-                (f"gate.require.{number}", f"audit.protected does not name {gap[1]!r}")
-            )
+            problems.append((f"gate.require.{number}", f"audit.protected does not name {gap[1]!r}"))
     return problems
 
 

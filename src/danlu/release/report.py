@@ -302,7 +302,8 @@ def _fairness(audit: Artifact, rows: list[Metric]) -> dict[str, Any]:
             one["gaps"][figure] = row
     names = [row.metric.partition("[")[0] for row in rows if "=" in row.metric]
     figures = [name for name in dict.fromkeys(names) if name != "rows"]
-    return audit.json("report.json") | {"attributes": by, "figures": figures}
+    about: dict[str, Any] = audit.json("report.json")
+    return about | {"attributes": by, "figures": figures}
 
 
 def _by_class(rows: list[Metric]) -> dict[str, dict[str, Metric]]:
