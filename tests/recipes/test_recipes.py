@@ -12,7 +12,13 @@ SMALL = ["evaluate.bootstrap=100", "gate.require=[]"]
 RUNS = {
     "two-features": ["finetune.epochs=2"],
     "clinic": ["finetune.epochs=2"],
-    "credit": ["finetune.epochs=1", "model.width=16", "table.bins=0"],
+    "credit": [
+        "finetune.epochs=1",
+        "model.width=16",
+        "table.bins=0",
+        "data.split.test=0.6",
+        "data.split.validation=0.3",
+    ],
     "houses": ["finetune.epochs=2"],
     "houses-linear": ["finetune.epochs=2"],
 }
