@@ -129,6 +129,8 @@ class _Run:
             self.profile()
         self.baseline()
         self.evaluate()
+        if recipe.audit.protected:
+            self.audit()
         self.report()
         return self.release()
 
@@ -173,6 +175,9 @@ class _Run:
             # What a file holds shapes the artifact; where it lies does not.
             for key in ("path", "labels", "sha256"):
                 del source[key]
+        section["protected"] = self.recipe.audit.protected
+        if self.recipe.data.modality == "table":  # the cells that are kept of a row
+            section["columns"] = self.recipe.table.model_dump(include={"columns", "ignore"})
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
 
         def make(folder: Path) -> None:
@@ -267,6 +272,18 @@ class _Run:
         self._build(
             "evaluate", section, inputs, ("audit", "data", "evaluate", "model", "serve"), make
         )
+
+    def audit(self) -> None:
+        """Measure whether the model treats protected groups alike."""
+        section = self.recipe.audit.model_dump(mode="json") | {"name": self.recipe.name}
+        section["bootstrap"] = self.recipe.evaluate.bootstrap
+
+        def make(folder: Path) -> None:
+            from danlu.stages import audit
+
+            audit(self.recipe, self._paths(), folder)
+
+        self._build("audit", section, self._keys("data", "evaluate"), ("audit", "evaluate"), make)
 
     def report(self) -> None:
         """Judge the gate; write the report and the card."""

@@ -215,6 +215,34 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     )
 
 
+def audit(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
+    """Measure whether the model treats the groups of each protected attribute alike."""
+    from danlu.audit import fairness
+    from danlu.evaluate.intervals import Bootstrap
+
+    said = pq.read_table(paths["evaluate"] / "predictions.parquet")["answer"].to_pylist()
+    classes = read_json(paths["data"] / "report.json")["classes"]
+    positive = fairness.positive_class(recipe.audit.positive, classes, recipe.data.kind)
+    actual = truth(recipe, paths["data"], "test")
+    answers = fairness.Answers(recipe.data.kind, actual, np.asarray(said), positive)
+    bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
+    cells = {
+        name: [json.loads(row) for row in read_split(paths["data"], name)["protected"].to_pylist()]
+        for name in ("train", "test")
+    }
+    rows: list[Metric] = []
+    too_few: list[dict[str, Any]] = []
+    for name in cells["train"][0]:
+        by = fairness.groups(name, *([row[name] for row in cells[s]] for s in ("test", "train")))
+        found, lacking = fairness.measure(
+            answers, by, recipe.name, recipe.audit.min_rows, bootstrap
+        )
+        rows, too_few = rows + found, too_few + lacking
+    write_json(folder / "metrics.json", [row.to_dict() for row in rows])
+    about = {"positive": None if positive is None else classes[positive], "too_few": too_few}
+    write_json(folder / "report.json", about)
+
+
 def _leaks(recipe: Recipe, data: Path) -> dict[str, int]:
     """Count the test rows that also stand in training or validation."""
     test, exactly = read_split(data, "test")["text"].to_pylist(), recipe.data.modality != "text"

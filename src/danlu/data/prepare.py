@@ -58,6 +58,7 @@ def columns(recipe: Recipe) -> Columns:
         group=column if kind == "group" else None,
         time=column if kind == "time" else None,
         others=kinds.of(recipe.data.modality).named(recipe),
+        protected=recipe.audit.protected,
     )
 
 

@@ -163,29 +163,50 @@ def _read_csv(file: File, wanted: dict[str, str]) -> Rows:
     assert file.path is not None
     assert file.encoding is not None
     with open_text(file.path, file.encoding) as lines:
+        for passed in range(file.source.skip):
+            if not lines.readline():
+                raise DataError(
+                    f"skip passes over {file.source.skip} lines, and the file has {passed}",
+                    where=str(file.path),
+                )
         rows = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",")
-        header = next(rows, None)
-        if header is None:
+        given = list(file.source.header)
+        header = given or next(rows, [])
+        if not header:
             return
         check_columns(header, wanted, file)
         if twice := {name for name in wanted.values() if header.count(name) > 1}:
             raise DataError(f"two columns are called {twice.pop()!r}", where=str(file.path))
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, f"not valid CSV: {error}"
-                continue
-            if not row:
-                number -= 1  # a blank line is no row
-            elif len(row) != len(header):
-                yield number, f"{len(row)} cells where the header has {len(header)}"
-            else:
+        for number, row in _numbered(rows):
+            if isinstance(row, str):
+                yield number, row
+            elif len(row) == len(header):
                 yield number, dict(zip(header, row, strict=True))
+            elif given and number == 1:  # it is the recipe that is wrong, not the row
+                raise DataError(
+                    f"the recipe names {len(given)} columns, and the first row has {len(row)}",
+                    where=str(file.path),
+                    mend="name every column in the source's header, or pass over lines with skip",
+                )
+            else:
+                yield number, f"{len(row)} cells where the header has {len(header)}"
+
+
+def _numbered(rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield the rows that are not blank, and why those that cannot be read cannot."""
+    number = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            number += 1
+            yield number, f"not valid CSV: {error}"
+            continue
+        if row:  # a blank line is no row
+            number += 1
+            yield number, row
 
 
 def _read_parquet(file: File, wanted: dict[str, str]) -> Rows:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danlu.data import protected
 from danlu.data.archive import members, sha256, unpack
 from danlu.data.encoding import REPLACEMENT, detect
 from danlu.data.fetch import fetch as download
@@ -40,12 +41,14 @@ SCHEMA = pa.schema(
         "label": pa.string(),
         "group": pa.string(),
         "time": pa.string(),
+        "protected": pa.string(),
         "reason": pa.string(),
         "as_read": pa.int64(),
         **dict.fromkeys(KINDS, pa.int64()),
     }
 )
-"""A row on disk. `row` counts from 1; `reason` says why it cannot be used; `as_read` hashes the
+"""A row on disk. `row` counts from 1; `protected` holds the audit's attributes as JSON, or
+nothing; `reason` says why it cannot be used; `as_read` hashes the
 text as it was, which is never written raw; the rest count what was redacted from it."""
 
 _SHARD_ROWS, _SHARD_BYTES = 50_000, 1 << 26
@@ -64,6 +67,8 @@ class Columns:
     label, group, time : str or None
     others : tuple of str
         Columns that must be there as well, where the whole row is wanted.
+    protected : tuple of str
+        Columns of protected attributes, or prefixes; see :mod:`danlu.data.protected`.
     """
 
     text: str | None
@@ -71,6 +76,7 @@ class Columns:
     group: str | None = None
     time: str | None = None
     others: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
 
 
 def open_source(source: Source, *, fetch: bool = False) -> list[File]:
@@ -106,6 +112,8 @@ def open_source(source: Source, *, fetch: bool = False) -> list[File]:
         kind = source.format or _format_of(path)
         if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
             raise DataError(places.NO_PICKLE, where=source.path)
+        if (source.header or source.skip) and kind not in ("csv", "tsv"):
+            raise DataError("only CSV and TSV have header and skip", where=str(path))
         if labels and kind != "idx":
             raise DataError(
                 "only format 'idx' has labels in a file of their own", where=source.path
@@ -304,8 +312,9 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
     if file.source.label is None:
         roles["label"] = columns.label
     wanted = {role: column for role, column in roles.items() if column is not None}
-    whole = columns.text is None
-    for number, record in rows_of(file, {} if whole else wanted):
+    whole, kept_apart = columns.text is None, columns.protected
+    beside = {f"protected {name}": name for name in kept_apart}
+    for number, record in rows_of(file, {} if whole else wanted | beside):
         if isinstance(record, str):
             yield {"row": number, "reason": record}
             continue
@@ -314,10 +323,23 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
             if number == 1:
                 named = wanted | {name: name for name in columns.others}
                 check_columns(list(record), named, file)
+                _check_protected(list(record), kept_apart, file)
             row |= {"record": record, "beside": file.path}
+        if kept_apart:
+            row["protected"] = json.dumps(protected.of(record, kept_apart), ensure_ascii=False)
         if file.source.label is not None:
             row["label"] = file.source.label
         yield {"row": number, **row}
+
+
+def _check_protected(found: list[str], names: tuple[str, ...], file: File) -> None:
+    """Refuse a table that lacks a protected attribute."""
+    if absent := protected.missing(names, found):
+        raise DataError(
+            f"no column {', '.join(map(repr, absent))}; there are: {', '.join(map(repr, found))}",
+            where=str(file.path or file.name),
+            mend="name the columns with audit.protected",
+        )
 
 
 def _text(value: Any) -> str | None:

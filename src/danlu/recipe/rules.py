@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from danlu.recipe import places
-from danlu.recipe.sections import Recipe, Source
+from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
+
+
+def attribute(name: str) -> str:
+    """Return what reports call the attribute that ``audit.protected`` names.
+
+    >>> attribute("race_*"), attribute("sex")
+    ('race', 'sex')
+    """
+    return name.removesuffix("*").rstrip("_-.:= ") if name.endswith("*") else name
+
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
@@ -158,7 +170,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
-    problems += _idle_keys(recipe) + _idle_sections(recipe)
+    problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
@@ -190,6 +202,14 @@ def _in_source(source: Source) -> list[tuple[str, str]]:
             "labels",
             "only format 'idx' keeps its labels in a file of their own",
         ),
+        *(
+            (
+                bool(getattr(source, key)) and kind not in ("csv", "tsv", None),
+                key,
+                "only formats 'csv' and 'tsv' have it",
+            )
+            for key in ("header", "skip")
+        ),
         (
             bool(labels) and str(labels) != str(place),
             "labels",
@@ -202,6 +222,45 @@ def _in_source(source: Source) -> list[tuple[str, str]]:
         ),
     ]
     return [(key, text) for broken, key, text in rules if broken]
+
+
+def _in_audit(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what cannot be audited, and conditions on what is not going to be measured."""
+    audit, data = recipe.audit, recipe.data
+    names = [attribute(name) for name in audit.protected]
+    rules = [
+        (
+            bool(audit.protected) and data.task == "pretrain",
+            "audit.protected",
+            "task 'pretrain' gives no answers whose fairness could be measured",
+        ),
+        (
+            data.modality == "text" and any(name.endswith("*") for name in audit.protected),
+            "audit.protected",
+            "a prefix is for tables; name a column",
+        ),
+        (
+            len(set(names)) < len(names),
+            "audit.protected",
+            "two of these are the same attribute",
+        ),
+        (
+            audit.positive is not None and data.kind != "classify",
+            "audit.positive",
+            "only task 'classify' with one label a row has it",
+        ),
+    ]
+    problems = [(path, text) for broken, path, text in rules if broken]
+    for number, condition in enumerate(recipe.gate.require):
+        match = re.match(GATE_PATTERN, condition)
+        assert match is not None, "the section has checked it"
+        minus, gap = match["minus"], re.match(r"\w+_gap\[(.+)\]", match["metric"])
+        if minus and minus not in RESERVED | {"baseline"}:
+            known = ", ".join(sorted(RESERVED))
+            problems.append((f"gate.require.{number}", f"no baseline {minus!r}; known: {known}"))
+        if gap and gap[1] not in names:
+            problems.append((f"gate.require.{number}", f"audit.protected does not name {gap[1]!r}"))
+    return problems
 
 
 def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:

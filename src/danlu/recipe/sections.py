@@ -17,10 +17,14 @@ from danlu.recipe.base import Count, Fraction, Positive, Section
 from danlu.recipe.image import Image
 
 GATE_PATTERN = (
-    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
-    r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
+    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
+    r"(?:\s*-\s*(?P<minus>[a-z]+(?:-[a-z]+)*))?"
+    r"\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
-"""A condition of the gate; a bound before ``- baseline`` is the difference's own."""
+"""A condition of the gate. ``- baseline`` is the difference to the strongest baseline, ``- NAME``
+to one of them; a bound before it is the difference's own. In brackets stand a class
+(``recall[spam]``), an attribute (``demographic_parity_gap[sex]``) or a group
+(``accuracy[sex=Female]``)."""
 
 
 class Source(Section):
@@ -51,6 +55,10 @@ class Source(Section):
     whose named groups are columns, such as `(?P<word>[a-z]+)_(?P<speaker>\d+)[.]wav$`."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
+    header: tuple[str, ...] = ()
+    """For CSV and TSV without a header line: the columns' names, in order."""
+    skip: Count = 0
+    """For CSV and TSV: lines to pass over at the beginning, before the header if there is one."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
 
@@ -71,6 +79,13 @@ class Source(Section):
         if path is not None:
             places.parse(path)
         return path
+
+    @field_validator("header")
+    @classmethod
+    def _different_names(cls, header: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"two columns are called {twice[0]!r}")
+        return header
 
     @field_validator("path")
     @classmethod
@@ -346,6 +361,18 @@ class Evaluate(Section):
     """Documents scored at once; the scores do not depend on it."""
 
 
+class Audit(Section):
+    """Whether the released model treats people alike."""
+
+    protected: tuple[Annotated[str, Field(pattern=r"^[^*=\[\]]+(?:=?\*)?$")], ...] = ()
+    """Columns that hold a protected attribute, which `table.ignore` may keep from the model; or,
+    of a table, the prefix of columns of zeros and ones, such as `race_*`."""
+    positive: str | None = None
+    """The class that matters to people, such as being given credit; the second of two."""
+    min_rows: Positive = 30
+    """Fewer rows of a group are too few to measure."""
+
+
 class Gate(Section):
     """What must hold before a model is released."""
 
@@ -380,5 +407,7 @@ class Recipe(Section):
     """What stands beside."""
     evaluate: Evaluate = Evaluate()
     """Measuring."""
+    audit: Audit = Audit()
+    """Fairness."""
     gate: Gate = Gate()
     """Release or not."""

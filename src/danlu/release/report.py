@@ -55,7 +55,8 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
         Receives the files.
     """
     by_name = {artifact.stage: artifact for artifact in artifacts}
-    rows = [Metric(**row) for row in by_name["evaluate"].json("metrics.json")]
+    measured = [by_name[name] for name in ("evaluate", "audit") if name in by_name]
+    rows = [Metric(**row) for stage in measured for row in stage.json("metrics.json")]
     strongest = _strongest(recipe, rows)
     verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
     headline, beaten = _headline(recipe, rows, strongest)
@@ -282,10 +283,29 @@ def _facts(
         "network": network(config["backbone"]),
         "hinge_note": _HINGE if recipe.finetune.loss == "hinge" else "",
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
+        "fairness": _fairness(by_name["audit"], rows) if "audit" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
         "intervals": sorted({row.interval for row in measured if row.interval}),
     }
+
+
+def _fairness(audit: Artifact, rows: list[Metric]) -> dict[str, Any]:
+    """Arrange ``accuracy[sex=Female]`` by attribute, group and figure, and the gaps beside."""
+    by: dict[str, Any] = {}
+    rows = [row for row in rows if row.stage == "audit" and "[" in row.metric]
+    for row in rows:
+        figure, _, rest = row.metric.partition("[")
+        attribute, is_group, group = rest.removesuffix("]").partition("=")
+        one = by.setdefault(attribute, {"groups": {}, "gaps": {}})
+        if is_group:
+            one["groups"].setdefault(group, {})[figure] = row
+        else:
+            one["gaps"][figure] = row
+    names = [row.metric.partition("[")[0] for row in rows if "=" in row.metric]
+    figures = [name for name in dict.fromkeys(names) if name != "rows"]
+    about: dict[str, Any] = audit.json("report.json")
+    return about | {"attributes": by, "figures": figures}
 
 
 def _by_class(rows: list[Metric]) -> dict[str, dict[str, Metric]]:
