@@ -91,7 +91,8 @@ class Predictor:
         -------
         list of dict
             ``label``, ``probability`` and ``probabilities`` (``labels`` where a
-            record may carry several, ``value`` for a regression); of texts ``tokens`` and
+            record may carry several, ``value`` for a regression, with ``quantiles`` if
+            they were learnt); of texts ``tokens`` and
             ``truncated``, of rows what was ``missing`` and the like.
         """
         if isinstance(records, (str, dict)):

@@ -314,7 +314,9 @@ def _record(engine: Any, question: str) -> Any:
 def _answer_line(answer: dict[str, Any]) -> str:
     cut = "\t(cut: too long)" if answer.get("truncated") else ""
     if "value" in answer:
-        return f"{answer['value']:.6g}{cut}"
+        others = {k: v for k, v in answer.get("quantiles", {}).items() if k != "0.5"}
+        spread = "".join(f"\tq{level} {value:.6g}" for level, value in others.items())
+        return f"{answer['value']:.6g}{spread}{cut}"
     if "labels" in answer:
         return f"{', '.join(answer['labels']) or '(none)'}{cut}"
     return f"{answer['label']}\t{answer['probability']:.4f}{cut}"

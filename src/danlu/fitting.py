@@ -117,7 +117,8 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     held_out = list(held_out_batches(recipe, tokens, "validation"))
     objective = objectives.filling() if spec.value_dims else objectives.tokens()
     judge = Judge(objective, held_out, by_accuracy=False, precision=settings.precision)
-    model = heads.build(config, settings.objective)
+    initialiser = recipe.model.initialiser
+    model = heads.build(config, settings.objective, initialiser=initialiser)
     return Lesson(model, objective, loader, judge, settings.objective, [])
 
 
@@ -131,7 +132,8 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     spec = modality.spec(tokens)
     torch.manual_seed(recipe.seed)
     config = backbone_config(recipe, spec, settings.layer_dropout)
-    model = heads.build(config, kind, num_outputs=len(classes) or 1, dropout=settings.dropout)
+    outputs = len(classes) or len(settings.quantiles or ()) or 1
+    model = heads.build(config, kind, outputs, settings.dropout, recipe.model.initialiser)
     if "pretrain" in paths:
         stored = load_file(paths["pretrain"] / WEIGHTS)
         own = {
@@ -151,7 +153,9 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         mask_probability=settings.mask_probability,
         views=2 if settings.consistency else 1,
     )
-    if kind == "regress":
+    if settings.loss == "quantile":
+        held_out_objective = objectives.pinball(settings.quantiles or ())
+    elif kind == "regress":
         held_out_objective = objectives.error(settings.loss or "squared")
     elif kind == "multilabel":
         held_out_objective = objectives.several_labels()
@@ -322,6 +326,7 @@ def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:
         "head": lesson.kind,
         "classes": lesson.classes,
         "scale": lesson.scale,
+        "quantiles": list(recipe.finetune.quantiles or ()),
         "backbone": lesson.model.backbone.config.to_dict(),
         "modality": recipe.data.modality,
         "torch_dtype": "float32",

@@ -249,6 +249,7 @@ class _Run:
     def baseline(self) -> None:
         """Fit the classical models on the same split."""
         section = self.recipe.baseline.model_dump(mode="json")
+        section["quantiles"] = self.recipe.finetune.quantiles
         data = self.artifacts["data"].path
 
         def make(folder: Path) -> None:

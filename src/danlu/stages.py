@@ -70,6 +70,7 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
         plain = model.backbone == "linear" and bool(spec.value_dims)
         width = spec.value_dims if plain else model.width
         assert width is not None, "the recipe has not been filled"
+        of_images = spec.value_shape if model.backbone == "cnn" else None
         return ClassicConfig(
             kind=model.backbone,
             vocab_size=spec.vocab_size,
@@ -78,6 +79,8 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
             hidden_dim=model.hidden or width,
             window=model.window,
             activation=model.activation or "relu",
+            norm=model.norm or "rms",
+            value_shape=of_images,
             causal=bool(model.causal),
             dropout=dropout,
             tie_embeddings=model.tie_embeddings,
@@ -120,7 +123,15 @@ def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
 def _of_texts(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
-    return baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
+    answers = baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
+    return [*answers, *_of_quantiles(recipe, values)]
+
+
+def _of_quantiles(recipe: Recipe, values: Any) -> list[Any]:
+    from danlu.evaluate import baseline as baselines
+
+    levels = recipe.finetune.quantiles
+    return [baselines.quantiles(values["train"], len(values["test"]), levels)] if levels else []
 
 
 def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
@@ -131,7 +142,10 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     answers = _linear(recipe, matrices, values)
     cells = {name: encoder.ordinal(part)[0] for name, part in rows.items()}
     categories = encoder.ordinal(rows["test"][:1])[1]
-    return [*answers, baselines.boosting(cells, categories, values, recipe.data.kind, recipe.seed)]
+    best = baselines.boosting(
+        cells, categories, values, recipe.data.kind, recipe.seed, recipe.finetune.quantiles or ()
+    )
+    return [*answers, *_of_quantiles(recipe, values), best]
 
 
 def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
@@ -187,15 +201,18 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     table, actual = read_split(paths["data"], "test"), truth(recipe, paths["data"], "test")
     engine = Engine.load(paths["finetune"], paths["tokenizer"], device())
     records = kinds.of(recipe.data.modality).records(paths["data"], "test")
-    answer = engine.answers(records, recipe.evaluate.batch_size)
+    answer, crossed = engine.answers_and_crossings(records, recipe.evaluate.batch_size)
+    levels = tuple(engine.quantiles)
     others = read_json(paths["baseline"] / "report.json")
-    scored = [score.Scored(name, "test", actual, answer)]
-    scored += [
-        score.Scored(other, "test", actual, np.load(paths["baseline"] / f"{other}.npy"))
-        for other in others
-    ]
+    scored = [score.Scored(name, "test", actual, answer, levels)]
+    for other in others:
+        said = np.load(paths["baseline"] / f"{other}.npy")
+        # A baseline that foretells means alone is not measured by quantiles.
+        own = levels if levels and said.ndim > 1 else ()
+        scored.append(score.Scored(other, "test", actual, said, own))
     bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
     rows, resampled = score.measure(scored, kind, engine.classes, bootstrap)
+    rows += [score.crossings(crossed, scored[0])] if levels else []
     rows += score.differences(rows, resampled, name, list(others), bootstrap.resamples)
     rows += score.slices(
         scored[0],
@@ -212,7 +229,8 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     columns = {"id": table["id"], "truth": table["label"], "answer": answers}
     pq.write_table(pa.table(columns), folder / "predictions.parquet")
     write_json(
-        folder / "mistakes.json", examine.mistakes(table, actual, answer, engine.classes, kind)
+        folder / "mistakes.json",
+        examine.mistakes(table, actual, scored[0].said, engine.classes, kind),
     )
 
 

@@ -26,7 +26,7 @@ def batch(lengths=LENGTHS, label=None, weight=None, target=None, seed=0):
     for number, length in enumerate(lengths):
         document[number, :length] = number
     position = torch.arange(longest).expand(len(lengths), longest)
-    return Batch(ids, position, document, len(lengths), target, weight, label)
+    return Batch(ids, position, document, len(lengths), target, weight, label=label)
 
 
 def parts_of(whole, sizes):
@@ -35,12 +35,12 @@ def parts_of(whole, sizes):
     for size in sizes:
         rows = slice(start, start + size)
         document = whole.document_BT[rows]
-        chosen = [
-            None if value is None else value[rows]
-            for value in (whole.target_BT, whole.weight_BT, whole.label)
-        ]
+        chosen = {
+            name: None if (value := getattr(whole, name)) is None else value[rows]
+            for name in ("target_BT", "weight_BT", "label")
+        }
         document = torch.where(document == PADDING, PADDING, document - start)
-        parts.append(Batch(whole.ids_BT[rows], whole.position_BT[rows], document, size, *chosen))
+        parts.append(Batch(whole.ids_BT[rows], whole.position_BT[rows], document, size, **chosen))
         start += size
     return parts
 

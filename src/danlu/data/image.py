@@ -206,7 +206,8 @@ class ImageEncoder:
         first = NUM_SPECIAL + places
         hidden = (*range(first), *range(NUM_SPECIAL, first))
         dims = self.patch_size[0] * self.patch_size[1] * self.channels
-        return Spec(first + places, dims, places, shared=True, hidden=hidden)
+        shape = self.shape if self.whole else None
+        return Spec(first + places, dims, places, shared=True, hidden=hidden, value_shape=shape)
 
     def encode(self, records: Sequence[bytes]) -> ImageDocuments:
         """Decode image files.

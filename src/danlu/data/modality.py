@@ -46,6 +46,9 @@ class Spec:
     hidden : tuple of int, optional
         For each id the one that stands in its place where it is hidden; ``<mask>`` for all
         if not given. It tells what is missing, such as a column or a place in an image.
+    value_shape : tuple of int, optional
+        H, W and C, where each value is a whole image: its numbers stand in that order, the
+        channels of a pixel side by side.
     """
 
     vocab_size: int
@@ -53,6 +56,7 @@ class Spec:
     value_ids: int = 0
     shared: bool = True
     hidden: tuple[int, ...] | None = None
+    value_shape: tuple[int, int, int] | None = None
 
     @property
     def first_value_id(self) -> int:

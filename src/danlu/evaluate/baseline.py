@@ -14,6 +14,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import mean_pinball_loss
 from sklearn.multiclass import OneVsRestClassifier
 
 from danlu.recipe.sections import Baseline
@@ -31,7 +32,7 @@ class Answer:
     ----------
     model : str
     answer : NDArray of float64
-        Probabilities of shape (n, C), or values of shape (n,).
+        Probabilities of shape (n, C), values of shape (n,), or quantiles of shape (n, Q).
     settings : dict
         What was chosen, and how.
     """
@@ -138,6 +139,7 @@ def boosting(
     truth: dict[str, NDArray[Any]],
     task: str,
     seed: int,
+    quantiles: Sequence[float] = (),
 ) -> Answer:
     """Fit histogram gradient boosting (Ke et al., "LightGBM", 2017; scikit-learn's).
 
@@ -149,29 +151,60 @@ def boosting(
         Which columns are categories.
     truth, task, seed
         As for :func:`fit`. The validation split chooses rate, leaves and number of trees.
+    quantiles : sequence of float
+        If there are any, a model for each, chosen by its pinball loss; the answers of a row
+        are put in rising order.
     """
-    made = HistGradientBoostingRegressor if task == "regress" else HistGradientBoostingClassifier
     # A histogram has 255 bins, which is the most that a category may have.
     named = [is_one and np.nanmax(column, initial=0) < _MOST
              for is_one, column in zip(categorical, cells["train"].T, strict=True)]  # fmt: skip
+    fixed = {"categorical_features": named, "early_stopping": False, "random_state": seed}
+    about = {"chosen_on": "validation"}
+    if not quantiles:
+        options, model = _boosted(cells, truth, task, fixed)
+        answer = model.predict if task == "regress" else model.predict_proba
+        return Answer("boosting", answer(cells["test"]), options | about)
+    each = []
+    for level in quantiles:
+        options, model = _boosted(cells, truth, task, fixed, level)
+        about[f"at {level:g}"] = ", ".join(f"{k} {v}" for k, v in options.items())
+        each.append(model.predict(cells["test"]))
+    return Answer("boosting", np.sort(np.stack(each, axis=1), axis=1), about)
+
+
+def _boosted(
+    cells: dict[str, NDArray[np.float64]],
+    truth: dict[str, NDArray[Any]],
+    task: str,
+    fixed: dict[str, Any],
+    level: float | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """Return the options that do best on the validation split, and the model."""
+    made = HistGradientBoostingRegressor if task == "regress" else HistGradientBoostingClassifier
+    aim = {} if level is None else {"loss": "quantile", "quantile": level}
     best: tuple[float, dict[str, Any], Any] | None = None
     for rate in (0.05, 0.1):
         for leaves in (15, 31):
             for trees in (100, 300):
                 options = {"learning_rate": rate, "max_leaf_nodes": leaves, "max_iter": trees}
-                model = made(
-                    **options, categorical_features=named, early_stopping=False, random_state=seed
-                )
+                model = made(**options, **fixed, **aim)
                 if task == "multilabel":
                     model = OneVsRestClassifier(model)
                 model.fit(cells["train"], truth["train"])
-                score = _validation_score(model, cells["validation"], truth["validation"], task)
+                if level is None:
+                    score = _validation_score(model, cells["validation"], truth["validation"], task)
+                else:
+                    said = model.predict(cells["validation"])
+                    score = -float(mean_pinball_loss(truth["validation"], said, alpha=level))
                 if best is None or score > best[0]:
                     best = score, options, model
     assert best is not None
-    _, options, model = best
-    answer = model.predict if task == "regress" else model.predict_proba
-    return Answer("boosting", answer(cells["test"]), options | {"chosen_on": "validation"})
+    return best[1:]
+
+
+def quantiles(train: NDArray[np.float64], n: int, levels: Sequence[float]) -> Answer:
+    """Say of every one of `n` rows the quantiles of the training split."""
+    return Answer("quantiles", np.tile(np.quantile(train, levels), (n, 1)), {})
 
 
 def _chosen(

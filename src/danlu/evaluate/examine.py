@@ -33,7 +33,7 @@ def _by_length(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
 def mistakes(
     table: pa.Table,
     actual: NDArray[Any],
-    answer: NDArray[np.float64],
+    answer: NDArray[np.floating[Any]],
     classes: list[str],
     kind: str,
 ) -> list[dict[str, Any]]:

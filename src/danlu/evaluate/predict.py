@@ -62,3 +62,23 @@ def probabilities(raw: NDArray[np.float64], task: str) -> NDArray[np.float64]:
     shifted = np.exp(raw - raw.max(axis=1, keepdims=True))
     normal: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return normal
+
+
+def quantiles(raw: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Put the quantiles of each row in rising order.
+
+    Parameters
+    ----------
+    raw : NDArray of float64, shape (n, Q)
+        As the head gives them, the lowest level first: nothing keeps them from crossing.
+
+    Returns
+    -------
+    rising : NDArray of float64, shape (n, Q)
+        Sorted, which never makes the pinball loss larger (Chernozhukov et al., "Quantile and
+        Probability Curves Without Crossing", 2010).
+    crossed : NDArray of bool, shape (n,)
+        Which rows were not in order.
+    """
+    crossed: NDArray[np.bool_] = np.any(np.diff(raw, axis=1) < 0, axis=1)
+    return np.sort(raw, axis=1), crossed

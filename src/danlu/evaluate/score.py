@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,22 @@ class Scored:
         int64 of shape (n,) for classes; bool of shape (n, C) for several
         labels; float64 of shape (n,) for values.
     answer : NDArray of float64
-        Probabilities of shape (n, C), or values of shape (n,).
+        Probabilities of shape (n, C), values of shape (n,), or of each row quantiles in
+        rising order, shape (n, Q).
+    quantiles : tuple of float
+        Their levels, 0.5 among them; empty where there are none.
     """
 
     model: str
     split: str
     truth: NDArray[Any]
     answer: Floats
+    quantiles: tuple[float, ...] = ()
+
+    @property
+    def said(self) -> Floats:
+        """The answer, of quantiles the median alone."""
+        return self.answer[:, self.quantiles.index(0.5)] if self.quantiles else self.answer
 
 
 def f1(hits: Floats, predicted: Floats, actual: Floats) -> Floats:
@@ -134,6 +144,46 @@ def value_metrics(truth: Floats, value: Floats) -> dict[str, float]:
     }
 
 
+def quantile_metrics(
+    truth: Floats, answer: Floats, quantiles: tuple[float, ...]
+) -> dict[str, float]:
+    """Return the metrics of a regressor that foretells quantiles, on the rows given.
+
+    Parameters
+    ----------
+    truth : NDArray of float64, shape (n,)
+    answer : NDArray of float64, shape (n, Q)
+        Rising along each row.
+    quantiles : tuple of float
+        The levels, rising, 0.5 among them.
+
+    Returns
+    -------
+    dict
+        Those of :func:`value_metrics` for the median; ``pinball``, averaged over the levels
+        (Koenker & Bassett, 1978); and of the outer interval, from the lowest level to the
+        highest, ``interval_coverage``, the share of truths inside it, and ``interval_width``.
+    """
+    above = truth[:, None] - answer
+    level = np.asarray(quantiles)
+    inside = (answer[:, 0] <= truth) & (truth <= answer[:, -1])
+    return value_metrics(truth, answer[:, quantiles.index(0.5)]) | {
+        "pinball": float(np.maximum(level * above, (level - 1) * above).mean()),
+        "interval_coverage": float(inside.mean()),
+        "interval_width": float((answer[:, -1] - answer[:, 0]).mean()),
+    }
+
+
+def crossings(count: int, scored: Scored) -> Metric:
+    """Return the share of rows whose quantiles crossed before they were put in order."""
+    n = len(scored.truth)
+    low, high = wilson(count, n)
+    name = "quantiles_crossed"
+    return Metric(
+        "evaluate", scored.model, scored.split, name, count / n, low, high, n, "share", WILSON
+    )
+
+
 def _ratio(part: Floats, whole: Floats) -> Floats:
     out: Floats = np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
     return out
@@ -191,6 +241,8 @@ _UNITS = {
     "brier": "squared probability",
     "mae": "label",
     "rmse": "label",
+    "pinball": "label",
+    "interval_width": "label",
     "r2": "share of variance",
 }
 
@@ -218,6 +270,8 @@ def measure(
     rows, resampled = [], {}
     for one in scored:
         function = _FUNCTIONS[task]
+        if one.quantiles:
+            function = partial(quantile_metrics, quantiles=one.quantiles)
         values = function(one.truth, one.answer)
         each = [function(one.truth[r], one.answer[r]) for r in bootstrap.rows]
         resampled[one.model] = {name: np.asarray([draw[name] for draw in each]) for name in values}
@@ -259,6 +313,9 @@ def _rate_counts(scored: Scored, task: str, metric: str) -> tuple[int, int] | No
         else:
             right = scored.answer.argmax(1) == scored.truth
         return int(right.sum()), len(right)
+    if metric == "interval_coverage":
+        inside = (scored.answer[:, 0] <= scored.truth) & (scored.truth <= scored.answer[:, -1])
+        return int(inside.sum()), len(inside)
     head, bracket, rest = metric.partition("[")
     if not bracket or head not in ("precision", "recall"):
         return None
@@ -307,7 +364,7 @@ def slices(
         if n == 0:
             continue
         split = f"{scored.split}[{name}]"
-        part = Scored(scored.model, split, scored.truth[inside], scored.answer[inside])
+        part = Scored(scored.model, split, scored.truth[inside], scored.said[inside])
         if task == "regress":
             bootstrap = Bootstrap(n, resamples, seed)
             error = np.abs(part.answer - part.truth)
@@ -327,7 +384,7 @@ def slices(
 def curves(scored: Scored, task: str, names: list[str]) -> dict[str, Any]:
     """Return what the report draws: confusion, ROC and reliability."""
     if task == "regress":
-        return {"points": [scored.truth.tolist(), scored.answer.tolist()]}
+        return {"points": [scored.truth.tolist(), scored.said.tolist()]}
     if task == "multilabel":
         return {}
     num_classes = len(names)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danlu.model import fast
 from danlu.model.fast import ACTIVATIONS, Layout
-from danlu.model.values import Values, placed
+from danlu.model.values import Intake, Values, placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Inputs(nn.Module):
     """
 
     embedding: nn.Embedding
-    values: Values | None
+    values: Intake | None
 
     def embed(
         self, ids_BT: Tensor, values_UK: Tensor | None = None, slots_U: Tensor | None = None

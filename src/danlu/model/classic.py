@@ -7,15 +7,19 @@ Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from danlu.model.backbone import Inputs, RMSNorm, values_in
+from danlu.batch import PADDING
+from danlu.model.backbone import Inputs, values_in
+from danlu.model.convnet import ConvNet
 from danlu.model.fast import ACTIVATIONS, Layout
-from danlu.model.values import placed
+from danlu.model.norms import BatchNorm, NormKind, norm
+from danlu.model.values import Intake, placed
 
 ClassicKind = Literal["linear", "mlp", "cnn", "lstm", "gru"]
 
@@ -29,7 +33,9 @@ class ClassicConfig:
     kind : {"linear", "mlp", "cnn", "lstm", "gru"}
         ``linear`` is the embeddings alone: before a document's head, which weighs them by a
         learnt attention, a bag of tokens; of values it is the values themselves. ``mlp`` looks
-        at each position by itself. The others are named as they are known.
+        at each position by itself. The others are named as they are known; where whole images
+        are the values, ``cnn`` is a network of two axes, see
+        :class:`danlu.model.convnet.ConvNet`.
     vocab_size, num_layers, dim : int
         As of a Transformer; ``linear`` has no layers, whatever `num_layers` says. The first
         layer of an MLP is what takes the input to its width.
@@ -38,7 +44,12 @@ class ClassicConfig:
     window : int
         Odd: the positions that a convolution looks at.
     activation : str
-        Of a convolution; a key of :data:`danlu.model.ops.ACTIVATIONS`.
+        Of a convolution or an MLP; a key of :data:`danlu.model.ops.ACTIVATIONS`.
+    norm : {"none", "batch", "layer", "rms"}
+        Of a convolution's input (of images: its output), or of what an MLP's activations are
+        given; see :func:`danlu.model.norms.norm`.
+    value_shape : tuple of int, optional
+        H, W and C, where each value is a whole image; for ``cnn``.
     causal : bool
         Whether a recurrent layer reads forwards only.
     dropout : float
@@ -55,6 +66,8 @@ class ClassicConfig:
     hidden_dim: int
     window: int = 3
     activation: str = "relu"
+    norm: NormKind = "rms"
+    value_shape: tuple[int, int, int] | None = None
     causal: bool = False
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
@@ -75,6 +88,15 @@ class ClassicConfig:
             raise ValueError(f"window must be odd, not {self.window}")
         if self.causal and self.kind == "cnn":
             raise ValueError("a convolution sees both sides; it cannot be causal")
+        if self.norm not in get_args(NormKind):
+            raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}")
+        if self.value_shape is not None:
+            if self.kind != "cnn" or math.prod(self.value_shape) != self.value_dims:
+                raise ValueError(
+                    f"value_shape is for a cnn whose values have {math.prod(self.value_shape)} "
+                    "numbers"
+                )
+            object.__setattr__(self, "value_shape", tuple(self.value_shape))  # JSON has lists
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, for JSON."""
@@ -82,7 +104,7 @@ class ClassicConfig:
 
 
 class Dense(nn.Module):
-    """``activation(matrix(x))``; the first layer's matrix is the input's own, see :class:`Classic`.
+    """``activation(norm(matrix(x)))``; the first layer's matrix is the input's own.
 
     The matrices are drawn as by He et al., "Delving Deep into Rectifiers", 2015.
     """
@@ -94,11 +116,12 @@ class Dense(nn.Module):
             self.matrix = nn.Linear(config.dim, config.dim)
             nn.init.kaiming_normal_(self.matrix.weight, nonlinearity="relu")
             nn.init.zeros_(self.matrix.bias)
+        self.norm = norm(config.norm, config.dim, config.norm_epsilon)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.activation(self.matrix(x_ND)))
+        out: Tensor = self.dropout(self.activation(self.norm(self.matrix(x_ND))))
         return out
 
 
@@ -111,14 +134,20 @@ class Convolution(nn.Module):
 
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
-        self.norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.norm = norm(config.norm, config.dim, config.norm_epsilon)
         self.filter = nn.Conv1d(config.dim, config.dim, config.window, padding="same")
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_SLD: Tensor, inside_SL: Tensor) -> Tensor:
-        # Beyond a document's end there is nothing, and nothing must be seen there.
-        normed = self.norm(x_SLD) * inside_SL.unsqueeze(-1)
+        # Beyond a document's end there is nothing, and nothing must be seen there, nor be
+        # counted in a batch's mean.
+        if isinstance(self.norm, BatchNorm):
+            inside_ND = self.norm(x_SLD[inside_SL])
+            normed = torch.zeros_like(x_SLD, dtype=inside_ND.dtype)
+            normed = normed.index_put((inside_SL,), inside_ND)
+        else:
+            normed = self.norm(x_SLD) * inside_SL.unsqueeze(-1)
         branch: Tensor = self.dropout(self.activation(self.filter(normed.mT).mT))
         return x_SLD + branch
 
@@ -160,6 +189,21 @@ def _layer(config: ClassicConfig, number: int) -> nn.Module:
     return Convolution(config) if config.kind == "cnn" else Recurrence(config)
 
 
+def _intake(config: ClassicConfig) -> Intake | None:
+    """Return what takes the values in, if there are values."""
+    if config.value_shape is None:
+        return values_in(config)
+    return ConvNet(
+        config.value_shape,
+        config.num_layers,
+        config.dim,
+        norm_kind=config.norm,
+        activation=config.activation,
+        dropout=config.dropout,
+        epsilon=config.norm_epsilon,
+    )
+
+
 class Classic(Inputs):
     """Ids and values in, one hidden vector for every position out.
 
@@ -178,16 +222,18 @@ class Classic(Inputs):
         kind = config.kind
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         nn.init.normal_(self.embedding.weight, std={"linear": 0.02, "mlp": 0.02}.get(kind, 0.1))
-        self.values = values_in(config)
+        self.values = _intake(config)
         self.plain = kind == "linear" and bool(config.value_dims)
         if self.plain:  # a linear model of the values, without a matrix before the head's
             if config.value_dims != config.dim:
                 raise ValueError(f"the width must be that of the values, {config.value_dims}")
             self.embedding.weight.requires_grad_(False).zero_()
             self.values = None
-        self.dropout = nn.Dropout(0.0 if kind == "mlp" else config.dropout)
+        beforehand = kind != "mlp" and config.value_shape is None
+        self.dropout = nn.Dropout(config.dropout if beforehand else 0.0)
         self.layers = nn.ModuleList(
-            _layer(config, n) for n in range(0 if kind == "linear" else config.num_layers)
+            _layer(config, n)
+            for n in range(0 if kind == "linear" or config.value_shape else config.num_layers)
         )
 
     def forward(
@@ -202,21 +248,32 @@ class Classic(Inputs):
         x_BTD: Tensor = self.dropout(self.embed(ids_BT, values_UK, slots_U))
         if self.plain and values_UK is not None and slots_U is not None:
             return placed(x_BTD, self.dropout(values_UK), slots_U)
-        if self.config.kind in ("linear", "mlp"):
-            for layer in self.layers:
-                x_BTD = layer(x_BTD)
-            return x_BTD
+        if self.config.kind in ("linear", "mlp") or self.config.value_shape is not None:
+            return self._each_alone(x_BTD, document_BT)
         x_ND = x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND, dtype=torch.float32)
         layout = Layout.of(document_BT, self.config.causal)
         # A recurrence takes lengths as they are; a convolution computes the padding too.
-        alike = self.config.kind == "cnn"
+        # A batch's mean is over all documents, and so they must be computed together.
+        alike = self.config.kind == "cnn" and self.config.norm != "batch"
         for token_SL, inside_SL in layout.side_by_side if alike else [layout.all_side_by_side]:
             x_SLD = x_ND[token_SL]
             for layer in self.layers:
                 x_SLD = layer(x_SLD, inside_SL)
             out_ND = out_ND.index_put((token_SL[inside_SL],), x_SLD[inside_SL].float())
         return out_ND.view_as(x_BTD)
+
+    def _each_alone(self, x_BTD: Tensor, document_BT: Tensor) -> Tensor:
+        """Apply the layers to each position by itself."""
+        if self.config.norm == "batch" and len(self.layers):
+            real_BT = document_BT != PADDING  # padding must not enter a batch's mean
+            x_ND = x_BTD[real_BT]
+            for layer in self.layers:
+                x_ND = layer(x_ND)
+            return torch.zeros_like(x_BTD, dtype=x_ND.dtype).index_put((real_BT,), x_ND)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return x_BTD
 
     def multiply_adds(self, document_BT: Tensor) -> int:
         """Return those of a forward pass, see :func:`danlu.model.flops.useful`."""

@@ -31,7 +31,7 @@ def useful(model: Model, batch: Batch) -> int:
     """
     backbone, head = model.backbone.multiply_adds(batch.document_BT), model.head
     if model.backbone.values is not None and batch.values_UK is not None:
-        backbone += batch.values_UK.numel() * model.backbone.config.dim
+        backbone += model.backbone.values.multiply_adds(len(batch.values_UK))
     if isinstance(head, DocumentHead):
         own = head.score.weight.numel() * batch.num_tokens
         own += head.output.weight.numel() * batch.num_documents

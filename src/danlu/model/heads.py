@@ -15,6 +15,7 @@ from danlu.batch import PADDING, Batch
 from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
 from danlu.model.classic import Classic, ClassicConfig
+from danlu.model.initialise import Initialiser, initialise
 from danlu.model.values import Values
 
 Config = BackboneConfig | ClassicConfig
@@ -249,7 +250,13 @@ class Model(nn.Module):
 HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]
 
 
-def build(config: Config, kind: HeadKind, num_outputs: int = 0, dropout: float = 0.0) -> Model:
+def build(
+    config: Config,
+    kind: HeadKind,
+    num_outputs: int = 0,
+    dropout: float = 0.0,
+    initialiser: Initialiser = "default",
+) -> Model:
     """Assemble a model with fresh weights drawn from the global generator.
 
     Parameters
@@ -261,8 +268,11 @@ def build(config: Config, kind: HeadKind, num_outputs: int = 0, dropout: float =
         Classes or values a document is given; unused over tokens.
     dropout : float
         In [0, 1), before the document head's output layer.
+    initialiser : str
+        See :func:`danlu.model.initialise.initialise`.
     """
     backbone = Classic(config) if isinstance(config, ClassicConfig) else Backbone(config)
+    initialise(backbone, initialiser)
     if kind == "masked" and config.value_dims:
         return Model(backbone, FillingHead(config))
     if kind in ("masked", "causal"):

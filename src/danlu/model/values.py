@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 
-class Values(nn.Module):
+class Intake(nn.Module):
+    """What takes the values of positions in: from K numbers to a vector each."""
+
+    def multiply_adds(self, num_values: int) -> int:
+        """Return those of taking so many values in, see :func:`danlu.model.flops.useful`."""
+        raise NotImplementedError
+
+
+class Values(Intake):
     """A matrix for all values, or one for each id that carries a value.
 
     Used both ways: from K numbers to the width, and from the width to K numbers.
@@ -50,6 +58,10 @@ class Values(nn.Module):
         sorted_UI = torch.split(x_UI[order_U], counts)
         parts = [part @ weight for part, weight in zip(sorted_UI, self.weight, strict=True)]
         return torch.cat(parts)[order_U.argsort()]
+
+    def multiply_adds(self, num_values: int) -> int:
+        """Return those of so many products."""
+        return num_values * self.weight[0].numel()
 
 
 def placed(x_BTD: Tensor, values_UD: Tensor, slots_U: Tensor) -> Tensor:

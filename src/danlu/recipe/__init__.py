@@ -203,6 +203,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "kv_heads": (heads, "as many as heads"),
         "hidden": (model.width, "width") if classic else hidden,
         "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
+        "norm": (_usual_norm(recipe), "none of an MLP, batch of a CNN over images, rms otherwise"),
         "causal": (recipe.pretrain.objective == "causal", "true for a causal objective"),
     }
     model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
@@ -240,8 +241,12 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         accumulate=(1, "all documents of a step at once"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         loss=(
-            "squared" if recipe.data.kind == "regress" else "cross_entropy",
-            "cross_entropy, or squared for task 'regress'",
+            _usual_loss(recipe),
+            "cross_entropy; squared for task 'regress', or quantile if there are quantiles",
+        ),
+        quantiles=(
+            (0.1, 0.5, 0.9) if recipe.finetune.loss == "quantile" else (),
+            "0.1, 0.5 and 0.9 for loss 'quantile', otherwise none",
         ),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",
@@ -254,6 +259,17 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         bins = (0, "none for a row as one vector") if alone else (16, "16 for a Transformer")
         updates["table"] = derive(recipe.table, "table", bins=bins)
     return recipe.model_copy(update=updates), derived
+
+
+def _usual_norm(recipe: Recipe) -> str:
+    of_images = str(recipe.data.modality) == "image"
+    return {"mlp": "none", "cnn": "batch" if of_images else "rms"}.get(recipe.model.backbone, "rms")
+
+
+def _usual_loss(recipe: Recipe) -> str:
+    if recipe.data.kind != "regress":
+        return "cross_entropy"
+    return "quantile" if recipe.finetune.quantiles else "squared"
 
 
 def _fill_data(recipe: Recipe, derive: Any) -> Any:

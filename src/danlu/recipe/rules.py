@@ -19,16 +19,19 @@ def attribute(name: str) -> str:
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
-    "boosting",
+    "boosting", "quantiles",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
 
 USES = {
-    "transformer": {"heads", "kv_heads", "head_dim", "qk_norm", "hidden", "activation", "causal"},
-    "lstm": {"hidden", "causal"},
-    "gru": {"hidden", "causal"},
-    "cnn": {"window", "activation"},
-    "mlp": {"activation"},
+    "transformer": {
+        *("heads", "kv_heads", "head_dim", "qk_norm", "hidden", "activation", "causal"),
+        *("norm", "initialiser"),
+    },
+    "lstm": {"hidden", "causal", "initialiser"},
+    "gru": {"hidden", "causal", "initialiser"},
+    "cnn": {"window", "activation", "norm", "initialiser"},
+    "mlp": {"activation", "norm", "initialiser"},
     "linear": set[str](),
 }
 """The keys of `model` that not every backbone has a use for, and which has."""
@@ -40,6 +43,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """Return the path and the text of each problem that no single key shows."""
     data, split, objective = recipe.data, recipe.data.split, recipe.pretrain.objective
     backbone, finetune = recipe.model.backbone, recipe.finetune
+    quantiles = list(finetune.quantiles or ())
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
@@ -76,7 +80,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
         (
             finetune.loss is not None
-            and (finetune.loss in ("squared", "absolute", "huber")) != (data.task == "regress"),
+            and (finetune.loss not in ("cross_entropy", "hinge")) != (data.task == "regress"),
             "finetune.loss",
             f"{finetune.loss!r} is not a loss of task {data.task!r}",
         ),
@@ -85,6 +89,26 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             and (data.kind == "multilabel" or finetune.label_smoothing + finetune.consistency > 0),
             "finetune.loss",
             "'hinge' is for one class a row, without label_smoothing or consistency",
+        ),
+        (
+            bool(quantiles) and (data.task != "regress" or finetune.loss not in (None, "quantile")),
+            "finetune.quantiles",
+            "are for task 'regress' with loss 'quantile'",
+        ),
+        (
+            bool(quantiles) and (0.5 not in quantiles or quantiles != sorted(set(quantiles))),
+            "finetune.quantiles",
+            "must rise, and hold the median, 0.5",
+        ),
+        (
+            finetune.loss == "quantile" and finetune.quantiles == (),
+            "finetune.quantiles",
+            "loss 'quantile' needs some, such as [0.1, 0.5, 0.9]",
+        ),
+        (
+            backbone == "transformer" and recipe.model.norm not in (None, "rms"),
+            "model.norm",
+            "a Transformer's is 'rms'",
         ),
         (
             split.test + split.validation >= 1,

@@ -248,6 +248,11 @@ class Model(Section):
         Literal["swiglu", "gelu", "relu", "leaky_relu", "silu", "tanh", "sigmoid"] | None
     ) = None
     """Of the feed-forward layer (swiglu), or of a CNN's or an MLP's layers (relu)."""
+    norm: Literal["none", "batch", "layer", "rms"] | None = None
+    """What keeps the numbers between layers at one size: of a CNN batch over images and rms
+    otherwise, of an MLP none; a Transformer's is always rms."""
+    initialiser: Literal["default", "he", "glorot", "normal", "orthogonal"] = "default"
+    """How the matrices of the layers are drawn: as suits the backbone, or in one of these ways."""
     causal: bool | None = None
     """Whether a token sees only what stands before it; true for a causal objective. An LSTM
     or GRU then reads forwards only."""
@@ -268,7 +273,8 @@ class Training(Section):
     """On embeddings and residual branches."""
     accumulate: Positive | None = None
     """Parts that a batch is computed in, to save memory. Loss and gradient are those of the
-    whole batch; what is hidden of a text is drawn for each part by itself."""
+    whole batch; what is hidden of a text is drawn for each part by itself, and a batch norm
+    takes the mean and deviation of each part."""
     recompute: bool = False
     """Keep only what passes between layers, and compute the rest again for the gradient:
     less memory, a third more work (activation checkpointing)."""
@@ -285,6 +291,9 @@ class Training(Section):
     """For Adam and AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """On matrices only. Decoupled; for `adam` it is added to the gradient (L2)."""
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the sum of the matrices' absolute values (L1). After each step they move towards
+    zero by the learning rate times this, and stop there."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up."""
     warmup: Fraction = 0.1
@@ -334,9 +343,14 @@ class Finetune(Training):
     """What the best checkpoint is best at on the validation split."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
-    loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber"] | None = None
-    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
-    `huber` errors of standardised values for task `regress`."""
+    loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile"] | None = (
+        None
+    )
+    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute`,
+    `huber` or `quantile` errors of standardised values for task `regress`."""
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """The quantiles to foretell for task `regress`, rising, with the median 0.5 among them, which
+    is then the answer's value. (0.1, 0.5, 0.9) for `loss = "quantile"`, otherwise none."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes."""
 

@@ -22,7 +22,7 @@ _SHOWN = {
         "accuracy roc_auc pr_auc f1_macro precision_macro recall_macro log_loss brier ece"
     ),
     "multilabel": "accuracy f1_macro f1_micro roc_auc pr_auc log_loss brier",
-    "regress": "mae rmse r2",
+    "regress": "mae rmse r2 pinball interval_coverage interval_width quantiles_crossed",
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
 
@@ -31,6 +31,20 @@ _HINGE = (
     " It was trained with the hinge loss: its probabilities, and what is measured of them, are a "
     "softmax of margins that stop growing at 1."
 )
+
+
+def _loss_note(recipe: Recipe) -> str:
+    """Say what is peculiar to answers of the recipe's loss."""
+    if recipe.finetune.loss == "hinge":
+        return _HINGE
+    levels = recipe.finetune.quantiles or ()
+    if not levels:
+        return ""
+    told = ", ".join(f"{level:g}" for level in levels)
+    return (
+        f" It foretells the quantiles {told}; its value is the median, and its outer interval is "
+        f"to hold {levels[-1] - levels[0]:.0%} of the truths."
+    )
 
 
 _COUNTED = {
@@ -100,10 +114,15 @@ def network(backbone: dict[str, Any]) -> str:
     sight = "causal" if backbone["causal"] else "bidirectional"
     if kind == "transformer":
         return f"{name}, {width}, {backbone['num_heads']} heads, {backbone['activation']}, {sight}"
+    norm = "" if backbone.get("norm", "none") == "none" else f", {backbone['norm']} norm"
+    how = f"{backbone['activation']}{norm}" if kind in ("mlp", "cnn") else ""
     if kind == "mlp":
-        return f"{name}, {layers} hidden of width {backbone['dim']}, {backbone['activation']}"
+        return f"{name}, {layers} hidden of width {backbone['dim']}, {how}"
+    if backbone.get("value_shape"):
+        image = " × ".join(map(str, backbone["value_shape"]))
+        return f"{name} of {layers} stages up to width {backbone['dim']}, {how}, images of {image}"
     if kind == "cnn":
-        return f"{name}, {width}, window {backbone['window']}, {backbone['activation']}"
+        return f"{name}, {width}, window {backbone['window']}, {how}"
     return f"{name}, {width}, {backbone['hidden_dim']} units, {sight}"
 
 
@@ -281,7 +300,7 @@ def _facts(
         "baselines": baselines,
         "config": (config := trained.json("config.json")),
         "network": network(config["backbone"]),
-        "hinge_note": _HINGE if recipe.finetune.loss == "hinge" else "",
+        "loss_note": _loss_note(recipe),
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "fairness": _fairness(by_name["audit"], rows) if "audit" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],

@@ -17,7 +17,7 @@ from danlu.data.kinds import Reader
 from danlu.data.load import in_order
 from danlu.data.modality import Documents
 from danlu.errors import ArtifactError, DanluError, InputError
-from danlu.evaluate.predict import outputs, probabilities
+from danlu.evaluate.predict import outputs, probabilities, quantiles
 from danlu.model import heads, native
 
 
@@ -40,6 +40,7 @@ class Engine:
         self.model, self.reader, self.config, self.device = model, reader, config, device
         self.classes: list[str] = config["classes"]
         self.kind: str = config["head"]
+        self.quantiles: list[float] = config.get("quantiles", [])
 
     @classmethod
     def load(
@@ -70,7 +71,8 @@ class Engine:
                     mend='give the recipe labels and task = "classify" or "regress"',
                 )
             backbone = heads.read_config(config["backbone"])
-            model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
+            num_outputs = len(config["classes"]) or len(config.get("quantiles", [])) or 1
+            model = heads.build(backbone, config["head"], num_outputs)
             model.load_state_dict(load_file(folder / "model.safetensors"))
             reader = kinds.of(config["modality"]).reader(encoder or folder, config)
         except DanluError:
@@ -106,18 +108,30 @@ class Engine:
     def _read(self, records: Sequence[Any]) -> tuple[Documents, list[dict[str, Any]]]:
         return self.reader.read([self.reader.clean(record) for record in records])
 
-    def _answers(self, documents: Documents, batch_size: int) -> NDArray[np.float64]:
+    def _answers(
+        self, documents: Documents, batch_size: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return the answers, and of which rows quantiles had to be put in order."""
         raw = outputs(self.model, in_order(documents, batch_size), len(documents), self.device)
-        if self.kind == "regress":
-            scale = self.config["scale"]
-            return np.asarray(raw[:, 0] * scale["std"] + scale["mean"])
-        return probabilities(raw, self.kind)
+        in_order_already = np.zeros(len(raw), bool)
+        if self.kind != "regress":
+            return probabilities(raw, self.kind), in_order_already
+        values = raw * self.config["scale"]["std"] + self.config["scale"]["mean"]
+        return quantiles(values) if self.quantiles else (values[:, 0], in_order_already)
 
     def answers(self, records: Sequence[Any], batch_size: int = 64) -> NDArray[np.float64]:
-        """Return probabilities of shape (n, C), or values of shape (n,)."""
+        """Return probabilities of shape (n, C), quantiles of (n, Q), or values of (n,)."""
+        return self.answers_and_crossings(records, batch_size)[0]
+
+    def answers_and_crossings(
+        self, records: Sequence[Any], batch_size: int = 64
+    ) -> tuple[NDArray[np.float64], int]:
+        """Return the answers, and how many rows' quantiles had to be put in order."""
         if not records:
-            return np.empty((0,) if self.kind == "regress" else (0, len(self.classes)))
-        return self._answers(self._read(records)[0], batch_size)
+            width = len(self.classes) or len(self.quantiles)
+            return np.empty((0, width) if width else (0,)), 0
+        answers, crossed = self._answers(self._read(records)[0], batch_size)
+        return answers, int(crossed.sum())
 
     def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
         """Answer about each record: a text, or a table's row as a dict.
@@ -125,18 +139,26 @@ class Engine:
         Returns
         -------
         list of dict
-            ``label`` and ``probability`` (or ``labels``, or ``value``), all
-            ``probabilities``, and what the reader noted: of a text the number of ``tokens``
-            and whether it was ``truncated`` to what the model sees; of a row how many cells
-            are ``missing``, ``unreadable``, ``unknown`` or ``clipped``.
+            ``label`` and ``probability`` (or ``labels``), and all ``probabilities``; or
+            ``value``, and where they were learnt ``quantiles`` by level, of which the value is
+            the median, and whether they ``crossed`` and were put in order. Also what the
+            reader noted: of a text the number of ``tokens`` and whether it was ``truncated``
+            to what the model sees; of a row how many cells are ``missing``, ``unreadable``,
+            ``unknown`` or ``clipped``.
         """
         if not records:
             return []
         documents, notes = self._read(records)
-        answers = self._answers(documents, batch_size)
-        return [{**self._say(answer), **note} for answer, note in zip(answers, notes, strict=True)]
+        answers, crossed = self._answers(documents, batch_size)
+        return [
+            {**self._say(answer, bool(cross)), **note}
+            for answer, cross, note in zip(answers, crossed, notes, strict=True)
+        ]
 
-    def _say(self, answer: Any) -> dict[str, Any]:
+    def _say(self, answer: Any, crossed: bool) -> dict[str, Any]:
+        if self.quantiles:
+            each = {f"{q:g}": float(v) for q, v in zip(self.quantiles, answer, strict=True)}
+            return {"value": each["0.5"], "quantiles": each, "crossed": crossed}
         if self.kind == "regress":
             return {"value": float(answer)}
         each = {name: float(p) for name, p in zip(self.classes, answer, strict=True)}

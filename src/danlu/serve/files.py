@@ -39,7 +39,8 @@ def predict_file(
     rows : int
     counts : dict of str to int
         Over the rows: of texts how many were ``truncated``, of tables how many cells were
-        ``missing``, ``unreadable``, ``unknown`` or ``clipped``.
+        ``missing``, ``unreadable``, ``unknown`` or ``clipped``; of how many rows the
+        quantiles ``crossed``.
 
     Raises
     ------
@@ -97,13 +98,14 @@ def predict_file(
     return output, len(records), counts
 
 
-_COUNTED = {"truncated", "missing", "unreadable", "unknown", "clipped"}
+_COUNTED = {"truncated", "crossed", "missing", "unreadable", "unknown", "clipped"}
 
 
 def _columns(engine: Engine) -> list[str]:
     """Return the names of the columns that an answer adds."""
     each = [f"probability_{name}" for name in engine.classes]
-    first = {"regress": ["value"], "multilabel": ["labels"]}
+    spread = [f"quantile_{q:g}" for q in engine.quantiles]
+    first = {"regress": ["value", *spread], "multilabel": ["labels"]}
     heads = first.get(engine.kind, ["label", "probability"])
     cut = ["predicted_truncated"] if engine.modality == "text" else []
     return [*(f"predicted_{name}" for name in heads), *each, *cut]
@@ -115,6 +117,8 @@ def _flat(answer: dict[str, Any]) -> dict[str, Any]:
     for key, value in answer.items():
         if key == "probabilities":
             columns |= {f"probability_{name}": p for name, p in value.items()}
+        elif key == "quantiles":
+            columns |= {f"predicted_quantile_{level}": v for level, v in value.items()}
         elif key == "labels":
             columns["predicted_labels"] = "; ".join(value)
         elif key in ("label", "probability", "value", "truncated"):

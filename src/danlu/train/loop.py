@@ -166,7 +166,8 @@ def _step(
 ) -> tuple[float, float, int]:
     """Take one step; return the mean loss, the gradient's norm and the tokens seen."""
     loss = forward_and_backward(model, objective, parts, settings, device)
-    norm = optim.step(optimizers, settings.gradient_clip, factor * (settings.learning_rate or 0.0))
+    rate = factor * (settings.learning_rate or 0.0)
+    norm = optim.step(optimizers, settings.gradient_clip, rate, settings.l1)
     if not math.isfinite(norm):
         raise DivergedError(
             "the gradient is no longer finite",

@@ -6,7 +6,7 @@ processes, has exactly the gradient of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,32 @@ def error(kind: str = "squared") -> Objective:
         return function(values_NC, _given(batch.label), reduction="sum")
 
     return Objective(f"{kind} error", unit, total, lambda b: float(_given(b.label).numel()))
+
+
+def pinball(quantiles: Sequence[float]) -> Objective:
+    """Pinball loss of standardised values, in standard deviations: a mean over quantiles.
+
+    Parameters
+    ----------
+    quantiles : sequence of float
+        In (0, 1): the level of each output.
+
+    Notes
+    -----
+    Where the truth lies above the answer by d the loss is level × d, where it lies below by
+    d, (1 − level) × d: least where as large a share of truths as the level lies below
+    (Koenker & Bassett, "Regression Quantiles", 1978). Outputs may cross; see
+    :func:`danlu.evaluate.predict.quantiles`.
+    """
+
+    def total(values_NC: Tensor, batch: Batch) -> Tensor:
+        level_C = torch.tensor(list(quantiles), device=values_NC.device)
+        above_NC = _given(batch.label) - values_NC
+        return torch.maximum(level_C * above_NC, (level_C - 1) * above_NC).mean(-1).sum()
+
+    return Objective(
+        "pinball", "standard deviation", total, lambda b: float(_given(b.label).numel())
+    )
 
 
 @torch.inference_mode()

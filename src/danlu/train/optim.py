@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from danlu.recipe.sections import Training
@@ -72,7 +73,9 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def step(optimizers: list[torch.optim.Optimizer], clip: float, rate: float) -> float:
+def step(
+    optimizers: list[torch.optim.Optimizer], clip: float, rate: float, l1: float = 0.0
+) -> float:
     """Take one step with the gradients at hand, and clear them.
 
     Clipping costs no pass of its own: the optimisers divide by it as they read.
@@ -85,6 +88,8 @@ def step(optimizers: list[torch.optim.Optimizer], clip: float, rate: float) -> f
         Largest norm of the gradient; 0 clips nothing.
     rate : float
         Learning rate.
+    l1 : float
+        Weight of the sum of the matrices' absolute values, see :func:`towards_zero`.
 
     Returns
     -------
@@ -103,8 +108,35 @@ def step(optimizers: list[torch.optim.Optimizer], clip: float, rate: float) -> f
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        if l1:
+            for group in optimizer.param_groups:
+                towards_zero(group["params"], rate * l1)
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+@torch.no_grad()
+def towards_zero(parameters: Iterable[nn.Parameter], distance: float) -> None:
+    """Move the numbers of matrices towards zero by `distance`, and no further.
+
+    Parameters
+    ----------
+    parameters : iterable of nn.Parameter
+        Vectors among them, and what has no gradient, are left as they are.
+    distance : float
+        Learning rate times the weight of the penalty.
+
+    Notes
+    -----
+    The proximal step of an L1 penalty, taken after the optimiser's (iterative
+    shrinkage-thresholding: Daubechies et al., 2004; Tibshirani's lasso, 1996). Its sign added
+    to the gradient would never come to rest at zero, and Adam would divide it by the
+    gradient's size, so that the same penalty meant another for each weight; so it stands
+    beside the gradient, as the decoupled weight decay does.
+    """
+    for parameter in parameters:
+        if parameter.ndim > 1 and parameter.grad is not None:
+            parameter.copy_(F.softshrink(parameter, distance))
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ _KINDS = {
     "attention": ("_Attention", "scaled_dot_product", "flash_attention", "efficient_attention"),
     "norms and activations": (
         *("_AddRMSNorm", "_SwiGLU", "_GELU", "gelu", "silu", "relu", "aten::tanh"),
-        *("aten::sigmoid", "rsqrt", "dropout"),
+        *("aten::sigmoid", "rsqrt", "dropout", "batch_norm", "layer_norm"),
     ),
     "recurrences": ("lstm", "gru"),
     "convolutions": ("convolution",),
@@ -83,7 +83,7 @@ def profile(
         parts = next(batches)
         clock.mark("waiting for data")
         forward_and_backward(model, objective, parts, settings, device, clock.mark)
-        optim.step(optimizers, settings.gradient_clip, 1e-9)
+        optim.step(optimizers, settings.gradient_clip, 1e-9, settings.l1)
         clock.mark("optimiser")
         if number >= _WARM_UP:
             phases.append(clock.seconds)
