@@ -17,7 +17,10 @@ from danlu.recipe import Recipe, dump
 if TYPE_CHECKING:
     from danlu.data.sources import File
 
-_WIRING = ("pipeline.py", "stages.py", "fitting.py", "batch.py")
+_WIRING = (
+    "pipeline.py", "stages.py", "series_stages.py", "fitting.py", "series_fitting.py", "lesson.py",
+    "batch.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +177,14 @@ class _Run:
             for key in ("path", "labels", "sha256"):
                 del source[key]
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
+        if self.recipe.data.modality == "series":  # they say how a table becomes series
+            section["series"] = self.recipe.series.model_dump(mode="json")
 
         def make(folder: Path) -> None:
-            from danlu.data.prepare import prepare
+            if self.recipe.data.modality == "series":
+                from danlu.data.series_prepare import prepare
+            else:
+                from danlu.data.prepare import prepare
 
             prepare(self.recipe, self.files, folder, lambda line: self.screen.say(f"  {line}"))
 
@@ -333,6 +341,12 @@ def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
             f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
             f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
             f"{report['max_seconds']:g} s"
+        )
+    if recipe.data.modality == "series":
+        return (
+            f"{train['windows']:,} training windows of {recipe.series.context} steps and "
+            f"{recipe.series.horizon} ahead; {train['empty']:,} left out, "
+            f"{train['untold']:,} of what is to be foretold is missing"
         )
     if recipe.data.modality == "table":
         kinds = [column["kind"] for column in report["columns"]]

@@ -15,6 +15,7 @@ from danlu.batch import PADDING, Batch
 from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
 from danlu.model.classic import Classic, ClassicConfig
+from danlu.model.outlook import ForecastHead, RebuildHead
 from danlu.model.values import Values
 
 Config = BackboneConfig | ClassicConfig
@@ -213,7 +214,7 @@ class FillingHead(nn.Module):
         return Filled(scores, self.values(hidden_UD, batch.target_BT.reshape(-1)[slots_U]))
 
 
-Head = TokenHead | FillingHead | DocumentHead
+Head = TokenHead | FillingHead | DocumentHead | ForecastHead | RebuildHead
 
 
 class Model(nn.Module):
@@ -232,9 +233,9 @@ class Model(nn.Module):
         return out
 
     def forward(self, batch: Batch) -> Tensor | Scores | Filled:
-        """Return the head's outputs: (N, C), or what is said of the hidden positions."""
+        """Return the head's outputs: (N, …), or what is said of the hidden positions."""
         hidden_BTD = self.hidden(batch)
-        if isinstance(self.head, DocumentHead):
+        if isinstance(self.head, (DocumentHead, ForecastHead, RebuildHead)):
             out: Tensor = self.head(hidden_BTD, batch)
             return out
         embedding_VD = self.backbone.embedding.weight
@@ -246,25 +247,39 @@ class Model(nn.Module):
         return scores
 
 
-HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]
+HeadKind = Literal[
+    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"
+]  # fmt: skip
 
 
-def build(config: Config, kind: HeadKind, num_outputs: int = 0, dropout: float = 0.0) -> Model:
+def build(
+    config: Config,
+    kind: HeadKind,
+    num_outputs: int = 0,
+    dropout: float = 0.0,
+    shape: dict[str, Any] | None = None,
+) -> Model:
     """Assemble a model with fresh weights drawn from the global generator.
 
     Parameters
     ----------
     config : BackboneConfig or ClassicConfig
-    kind : {"masked", "causal", "classify", "multilabel", "regress"}
+    kind : {"masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"}
         The objective that the head serves.
     num_outputs : int
         Classes or values a document is given; unused over tokens.
     dropout : float
         In [0, 1), before the document head's output layer.
+    shape : dict, optional
+        What else the heads of series are given, see :mod:`danlu.model.outlook`.
     """
     backbone = Classic(config) if isinstance(config, ClassicConfig) else Backbone(config)
     if kind == "masked" and config.value_dims:
         return Model(backbone, FillingHead(config))
     if kind in ("masked", "causal"):
         return Model(backbone, TokenHead(config, transform=kind == "masked"))
+    if kind == "forecast":
+        return Model(backbone, ForecastHead(config.dim, dropout=dropout, **(shape or {})))
+    if kind == "detect":
+        return Model(backbone, RebuildHead(config.dim, dropout=dropout, **(shape or {})))
     return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

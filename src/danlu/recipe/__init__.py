@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from danlu.errors import InputError, RecipeError
 from danlu.recipe import places
 from danlu.recipe.base import Section
-from danlu.recipe.rules import USES, WITHOUT_MATRICES, contradictions, step_tokens
+from danlu.recipe.rules import LOSSES, USES, WITHOUT_MATRICES, contradictions, step_tokens
 from danlu.recipe.sections import Recipe, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
@@ -240,8 +240,9 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         accumulate=(1, "all documents of a step at once"),
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         loss=(
-            "squared" if recipe.data.kind == "regress" else "cross_entropy",
-            "cross_entropy, or squared for task 'regress'",
+            LOSSES.get(recipe.data.task, ("cross_entropy",))[0],
+            "cross_entropy for classes, squared for values, pinball for forecasts, absolute for "
+            "anomalies",
         ),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",
@@ -258,7 +259,8 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
 
 def _fill_data(recipe: Recipe, derive: Any) -> Any:
     """Return the data section with its sources, cleaning and splitting worked out."""
-    text, table = recipe.data.modality == "text", recipe.data.modality == "table"
+    text, series = recipe.data.modality == "text", recipe.data.modality == "series"
+    table = recipe.data.modality == "table" or series
     copies = ("keep", "kept in tables") if table else ("drop", "dropped, but in tables")
     against = ("keep", "kept in tables") if table else ("set-aside", "set aside, but in tables")
     near = ("drop" if text else "keep", "looked for in texts alone")
@@ -267,6 +269,8 @@ def _fill_data(recipe: Recipe, derive: Any) -> Any:
         exact_duplicates=copies, near_duplicates=near, contradictions=against,
     )  # fmt: skip
     by = ("near-duplicate", "of texts") if text else ("random", "but for texts")
+    if series:
+        by = (f"time:{recipe.series.time}", "what is foretold must lie ahead")
     split = derive(recipe.data.split, "data.split", by=by)
     sources = tuple(
         derive(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from danlu.recipe import places
+from danlu.recipe.series_rules import of_series
 from danlu.recipe.sections import Recipe, Source
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
-    "boosting",
+    "boosting", "seasonal-naive", "seasonal-naive-long", "ets", "ets-long", "isolation-forest",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
+
+LOSSES = {
+    "classify": ("cross_entropy", "hinge"),
+    "regress": ("squared", "absolute", "huber"),
+    "forecast": ("pinball",),
+    "detect": ("absolute", "squared", "huber"),
+}
+"""The losses of each task, the default first."""
 
 USES = {
     "transformer": {"heads", "kv_heads", "head_dim", "qk_norm", "hidden", "activation", "causal"},
@@ -31,14 +40,15 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
-            data.task != "pretrain" and not labelled,
+            data.task not in ("pretrain", "forecast") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
         ),
         (
-            data.task == "regress" and data.label is None,
+            data.task in ("regress", "detect") and data.label is None,
             "data.label",
-            "task 'regress' needs the column that holds the value",
+            f"task {data.task!r} needs the column that holds the "
+            f"{'value' if data.task == 'regress' else 'labels'}",
         ),
         (
             data.modality == "text"
@@ -58,13 +68,14 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' has several labels",
         ),
         (
-            recipe.finetune.consistency > 0 and data.kind in ("multilabel", "regress"),
+            recipe.finetune.consistency > 0 and data.kind not in ("classify", "pretrain"),
             "finetune.consistency",
             "only task 'classify' with one label a row has it",
         ),
         (
             finetune.loss is not None
-            and (finetune.loss in ("squared", "absolute", "huber")) != (data.task == "regress"),
+            and data.task != "pretrain"
+            and finetune.loss not in LOSSES[data.task],
             "finetune.loss",
             f"{finetune.loss!r} is not a loss of task {data.task!r}",
         ),
@@ -158,7 +169,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
-    problems += _idle_keys(recipe) + _idle_sections(recipe)
+    problems += _idle_keys(recipe) + _idle_sections(recipe) + of_series(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
@@ -231,7 +242,7 @@ def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
     fields = type(recipe).model_fields
     given = {
         n
-        for n in ("tokenizer", "table", "image", "audio")
+        for n in ("tokenizer", "table", "image", "audio", "series")
         if getattr(recipe, n) != fields[n].default
     }
     own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)

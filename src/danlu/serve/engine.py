@@ -19,6 +19,7 @@ from danlu.data.modality import Documents
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities
 from danlu.model import heads, native
+from danlu.serve import series
 
 
 class Engine:
@@ -70,7 +71,9 @@ class Engine:
                     mend='give the recipe labels and task = "classify" or "regress"',
                 )
             backbone = heads.read_config(config["backbone"])
-            model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
+            outputs_ = len(config["classes"]) or 1
+            shape = config.get("shape")
+            model = heads.build(backbone, config["head"], num_outputs=outputs_, shape=shape)
             model.load_state_dict(load_file(folder / "model.safetensors"))
             reader = kinds.of(config["modality"]).reader(encoder or folder, config)
         except DanluError:
@@ -128,10 +131,13 @@ class Engine:
             ``label`` and ``probability`` (or ``labels``, or ``value``), all
             ``probabilities``, and what the reader noted: of a text the number of ``tokens``
             and whether it was ``truncated`` to what the model sees; of a row how many cells
-            are ``missing``, ``unreadable``, ``unknown`` or ``clipped``.
+            are ``missing``, ``unreadable``, ``unknown`` or ``clipped``. Of series see
+            :func:`danlu.serve.series.predict`.
         """
         if not records:
             return []
+        if self.modality == "series":
+            return series.predict(self, records, batch_size)
         documents, notes = self._read(records)
         answers = self._answers(documents, batch_size)
         return [{**self._say(answer), **note} for answer, note in zip(answers, notes, strict=True)]

@@ -6,7 +6,7 @@ processes, has exactly the gradient of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.batch import Batch
+from danlu.model.outlook import measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,58 @@ def error(kind: str = "squared") -> Objective:
         return function(values_NC, _given(batch.label), reduction="sum")
 
     return Objective(f"{kind} error", unit, total, lambda b: float(_given(b.label).numel()))
+
+
+def pinball(levels: Sequence[float]) -> Objective:
+    """Pinball loss of quantiles (Koenker & Bassett, 1978), the mean over levels, for each step.
+
+    Parameters
+    ----------
+    levels : sequence of float
+        Of the outputs' last axis. A batch's labels are of shape (N, H), NaN where nothing was
+        measured; such a step bears no loss.
+    """
+    level_Q = torch.tensor(list(levels))
+
+    def total(answer_NHQ: Tensor, batch: Batch) -> Tensor:
+        truth_NH = _given(batch.label)
+        there = ~truth_NH.isnan()
+        gap = truth_NH[there][:, None] - answer_NHQ[there]
+        q = level_Q.to(gap.device)
+        return torch.maximum(q * gap, (q - 1) * gap).mean(-1).sum()
+
+    def count(batch: Batch) -> float:
+        return float((~_given(batch.label).isnan()).sum())
+
+    return Objective("pinball", "deviations", total, count)
+
+
+def rebuilding(patch: int, variables: int, kind: str = "absolute", trim: float = 0.0) -> Objective:
+    """Error of rebuilt measurements, the mean over those of a window.
+
+    Parameters
+    ----------
+    patch, variables : int
+        See :func:`danlu.model.outlook.measurements`.
+    kind : {"absolute", "squared", "huber"}
+    trim : float
+        In [0, 1): share of the windows of a batch, those of the largest error, that are left
+        out. Least trimmed squares (Rousseeuw, 1984) in batches: the anomalies that are in the
+        training period, too, must not be learnt. A batch in parts is trimmed part by part.
+    """
+    unit, function = _ERRORS[kind]
+
+    def total(rebuilt_NWV: Tensor, batch: Batch) -> Tensor:
+        truth, there = measurements(batch, patch, variables)
+        error = function(rebuilt_NWV, truth, reduction="none") * there
+        error_N = error.sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
+        return error_N.sort().values[: _kept(batch, trim)].sum()
+
+    return Objective("rebuilding", unit, total, lambda b: float(_kept(b, trim)))
+
+
+def _kept(batch: Batch, trim: float) -> int:
+    return max(1, int((1 - trim) * batch.num_documents))
 
 
 @torch.inference_mode()
