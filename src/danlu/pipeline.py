@@ -17,7 +17,10 @@ from danlu.recipe import Recipe, dump
 if TYPE_CHECKING:
     from danlu.data.sources import File
 
-_WIRING = ("pipeline.py", "stages.py", "fitting.py", "batch.py")
+_WIRING = (
+    "pipeline.py", "stages.py", "series_stages.py", "fitting.py", "series_fitting.py", "lesson.py",
+    "batch.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +182,14 @@ class _Run:
         if self.recipe.data.modality == "table":  # the cells that are kept of a row
             section["columns"] = self.recipe.table.model_dump(include={"columns", "ignore"})
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
+        if self.recipe.data.modality == "series":  # they say how a table becomes series
+            section["series"] = self.recipe.series.model_dump(mode="json")
 
         def make(folder: Path) -> None:
-            from danlu.data.prepare import prepare
+            if self.recipe.data.modality == "series":
+                from danlu.data.series_prepare import prepare
+            else:
+                from danlu.data.prepare import prepare
 
             prepare(self.recipe, self.files, folder, lambda line: self.screen.say(f"  {line}"))
 
@@ -351,6 +359,12 @@ def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
             f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
             f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
             f"{report['max_seconds']:g} s"
+        )
+    if recipe.data.modality == "series":
+        return (
+            f"{train['windows']:,} training windows of {recipe.series.context} steps and "
+            f"{recipe.series.horizon} ahead; {train['empty']:,} left out, "
+            f"{train['untold']:,} of what is to be foretold is missing"
         )
     if recipe.data.modality == "table":
         kinds = [column["kind"] for column in report["columns"]]

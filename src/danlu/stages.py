@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from danlu import series_stages
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
@@ -106,6 +107,16 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
     )
 
 
+def take_over(model: heads.Model, paths: dict[str, Path]) -> None:
+    """Give the backbone its pre-trained weights, if there are any."""
+    if "pretrain" in paths:
+        stored = load_file(paths["pretrain"] / WEIGHTS)
+        own = {
+            k.removeprefix("backbone."): v for k, v in stored.items() if k.startswith("backbone.")
+        }
+        model.backbone.load_state_dict(own)
+
+
 def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
     """Return a held-out split's batches, masked the same way every time."""
     kind = kinds.of(recipe.data.modality)
@@ -178,6 +189,9 @@ _BASELINES = {
 def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
     """Fit the classical models on the same split."""
     answers = []
+    if recipe.data.modality == "series":
+        series_stages.baseline(recipe, data, folder)
+        return
     if recipe.data.task != "pretrain":
         kind = kinds.of(recipe.data.modality)
         rows = {name: kind.records(data, name) for name in NAMES}
@@ -192,6 +206,9 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     """Measure the model and the baselines on the test split."""
     if recipe.data.task == "pretrain":
         _evaluate_tokens(recipe, paths, folder)
+        return
+    if recipe.data.modality == "series":
+        series_stages.evaluate(recipe, paths, folder, device())
         return
     from danlu.evaluate import examine, score
     from danlu.evaluate.intervals import Bootstrap

@@ -22,6 +22,7 @@ from danlu.data.clean import scrub
 from danlu.data.media import Audio, Image
 from danlu.data.modality import Documents, Spec
 from danlu.data.privacy import KINDS
+from danlu.data.series_kind import Series
 from danlu.data.split import NAMES, TRAIN
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
@@ -288,7 +289,9 @@ class Table:
         return TableReader(tables.TableEncoder.load(folder))
 
 
-_ALL: dict[str, Kind] = {"text": Text(), "table": Table(), "image": Image(), "audio": Audio()}
+_ALL: dict[str, Kind] = {
+    "text": Text(), "table": Table(), "image": Image(), "audio": Audio(), "series": Series(),
+}  # fmt: skip
 
 
 def of(modality: str) -> Kind:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from danlu.recipe.series import Series
 Columns = Mapping[str, Sequence[Any]]
 Floats = NDArray[np.float64]
 
+ROW = "row"
+"""The name of the times that number rows as they come, where no column is called so."""
+_ARRAYS = ("offsets", "time_L", "values_LV", "known_LC", "row_L")
 _SURE = 0.99  # share of a column's cells that must be numbers for it to be a variable
 _ON_GRID = 1e-3  # steps that a time may lie beside the grid without counting as moved
 _SPARSE = 100  # grid steps for each row from which on the frequency must be wrong
@@ -47,6 +52,8 @@ class Panel:
     step : Step
     dates : bool
         Whether the times are dates.
+    row_L : NDArray of int64, shape (L,)
+        The row of the table that each step was read from; -1 where there was none.
     """
 
     names: tuple[str, ...]
@@ -60,6 +67,7 @@ class Panel:
     label_L: NDArray[np.object_] | None
     step: Step
     dates: bool
+    row_L: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,6 +76,36 @@ class Panel:
     def series_of(self) -> NDArray[np.int64]:
         """The number of the series that each step belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def save(self, folder: Path) -> None:
+        """Write ``panel.npz`` and ``panel.json``."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        if self.label_L is not None:
+            arrays["label_L"] = np.asarray([label or "" for label in self.label_L], np.str_)
+        np.savez_compressed(folder / "panel.npz", **arrays)
+        rest = {
+            "names": self.names, "variables": self.variables, "known": self.known,
+            "num_calendar": self.num_calendar, "step": [self.step.size, self.step.unit],
+            "dates": self.dates,
+        }  # fmt: skip
+        (folder / "panel.json").write_text(json.dumps(rest, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Panel:
+        """Read what :meth:`save` wrote."""
+        rest = json.loads((folder / "panel.json").read_text(encoding="utf-8"))
+        names: dict[str, Any] = {
+            name: tuple(rest[name]) for name in ("names", "variables", "known")
+        }
+        with np.load(folder / "panel.npz") as arrays:
+            found: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            labels = None
+            if "label_L" in arrays:
+                labels = np.asarray([label or None for label in arrays["label_L"].tolist()], object)
+        return cls(
+            **found, **names, num_calendar=rest["num_calendar"], label_L=labels,
+            step=Step(*rest["step"]), dates=rest["dates"],
+        )  # fmt: skip
 
 
 def _variables(columns: Columns, settings: Series, label: str | None) -> tuple[str, ...]:
@@ -147,6 +185,8 @@ def read(
     DataError
         If a column is missing, nothing can be read, or the frequency cannot be right.
     """
+    if settings.time == ROW and ROW not in columns and columns:
+        columns = {**columns, ROW: range(len(next(iter(columns.values()))))}
     names = _variables(columns, settings, label)
     time, dates = _times(columns[settings.time], settings)
     read_ = {name: read_numbers(columns[name]) for name in (*names, *settings.covariates)}
@@ -177,6 +217,8 @@ def read(
     numbers = np.stack([*read_.values()], axis=1)[order]
     laid = np.full((len(grid.time), numbers.shape[1]), math.nan)
     laid[grid.slot] = numbers
+    row = np.full(len(grid.time), -1, np.int64)
+    row[grid.slot] = order
     labels = None
     if label is not None:
         labels = np.full(len(grid.time), None, object)
@@ -195,6 +237,7 @@ def read(
         label_L=labels,
         step=step,
         dates=dates,
+        row_L=row,
     )
     return panel, report
 
@@ -277,9 +320,11 @@ def extend(panel: Panel, before: int, after: int) -> Panel:
     if panel.label_L is not None:
         labels = np.full(len(time), None, object)
         labels[old] = panel.label_L
+    row = np.full(len(time), -1, np.int64)
+    row[old] = panel.row_L
     return Panel(
         panel.names, offsets, time, values, known, panel.variables, panel.known,
-        panel.num_calendar, labels, panel.step, panel.dates,
+        panel.num_calendar, labels, panel.step, panel.dates, row,
     )  # fmt: skip
 
 

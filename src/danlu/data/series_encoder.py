@@ -176,6 +176,7 @@ class SeriesEncoder:
             values_LV=np.concatenate([panel.values_LV for panel in panels]),
             known_LC=np.concatenate([panel.known_LC for panel in panels]),
             label_L=None,
+            row_L=np.concatenate([panel.row_L for panel in panels]),
         )
         start = offsets[:-1] + np.asarray(begins, np.int64)
         return self._documents(joined, np.arange(len(panels)), start, np.asarray(lengths, np.int64))

@@ -6,6 +6,7 @@ import re
 
 from danlu.recipe import places
 from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
+from danlu.recipe.series_rules import of_series
 
 
 def attribute(name: str) -> str:
@@ -19,9 +20,18 @@ def attribute(name: str) -> str:
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
-    "boosting", "quantiles",
+    "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets", "ets-long",
+    "isolation-forest",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
+
+LOSSES = {
+    "classify": ("cross_entropy", "hinge"),
+    "regress": ("squared", "absolute", "huber", "quantile"),
+    "forecast": ("quantile",),
+    "detect": ("absolute", "squared", "huber"),
+}
+"""The losses of each task, the default first."""
 
 USES = {
     "transformer": {
@@ -47,14 +57,14 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
-            data.task != "pretrain" and not labelled,
+            data.task not in ("pretrain", "forecast") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
         ),
         (
-            data.task == "regress" and data.label is None,
+            data.task in ("regress", "detect") and data.label is None,
             "data.label",
-            "task 'regress' needs the column that holds the value",
+            f"task {data.task!r} needs the column that holds what is to be told",
         ),
         (
             data.modality == "text"
@@ -74,13 +84,14 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' has several labels",
         ),
         (
-            recipe.finetune.consistency > 0 and data.kind in ("multilabel", "regress"),
+            recipe.finetune.consistency > 0 and data.kind not in ("classify", "pretrain"),
             "finetune.consistency",
             "only task 'classify' with one label a row has it",
         ),
         (
             finetune.loss is not None
-            and (finetune.loss not in ("cross_entropy", "hinge")) != (data.task == "regress"),
+            and data.task != "pretrain"
+            and finetune.loss not in LOSSES[data.task],
             "finetune.loss",
             f"{finetune.loss!r} is not a loss of task {data.task!r}",
         ),
@@ -195,6 +206,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
+    problems += of_series(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
@@ -314,7 +326,7 @@ def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
     fields = type(recipe).model_fields
     given = {
         n
-        for n in ("tokenizer", "table", "image", "audio")
+        for n in ("tokenizer", "table", "image", "audio", "series")
         if getattr(recipe, n) != fields[n].default
     }
     own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)

@@ -15,6 +15,7 @@ from danlu.recipe import places
 from danlu.recipe.audio import Audio
 from danlu.recipe.base import Count, Fraction, Positive, Section
 from danlu.recipe.image import Image
+from danlu.recipe.series import Series
 
 GATE_PATTERN = (
     r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
@@ -164,9 +165,10 @@ class Split(Section):
 class Data(Section):
     """Where the rows come from and what is to be learnt about them."""
 
-    task: Literal["pretrain", "classify", "regress"]
-    """`pretrain` (no labels), `classify` or `regress`."""
-    modality: Literal["text", "table", "image", "audio"] = "text"
+    task: Literal["pretrain", "classify", "regress", "forecast", "detect"]
+    """`pretrain` (no labels), `classify` or `regress`; of series `forecast`, or `detect`, which
+    looks for anomalies (labels choose the threshold and judge)."""
+    modality: Literal["text", "table", "image", "audio", "series"] = "text"
     """The kind of data."""
     content: str | None = None
     """Column that holds an image or a sound: its bytes, or a path from the file that names it."""
@@ -189,7 +191,9 @@ class Data(Section):
     """Splitting."""
 
     @property
-    def kind(self) -> Literal["pretrain", "classify", "multilabel", "regress"]:
+    def kind(
+        self,
+    ) -> Literal["pretrain", "classify", "multilabel", "regress", "forecast", "detect"]:
         """The task, with several labels a row told from one."""
         return "multilabel" if self.label_separator is not None else self.task
 
@@ -260,6 +264,9 @@ class Model(Section):
     """Normalise queries and keys, which steadies large learning rates."""
     tie_embeddings: bool = True
     """One matrix for input and output."""
+    bottleneck: Count = 0
+    """For task `detect`: so many numbers are all that remains of a position before it is rebuilt;
+    0 for a quarter of its measurements."""
 
 
 class Training(Section):
@@ -346,11 +353,15 @@ class Finetune(Training):
     loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile"] | None = (
         None
     )
-    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute`,
-    `huber` or `quantile` errors of standardised values for task `regress`."""
+    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
+    `huber` errors of standardised values for tasks `regress` and `detect`; `quantile` (pinball)
+    for tasks `regress` and `forecast`."""
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     """The quantiles to foretell for task `regress`, rising, with the median 0.5 among them, which
     is then the answer's value. (0.1, 0.5, 0.9) for `loss = "quantile"`, otherwise none."""
+    trim: Fraction = 0.0
+    """For task `detect`: share of a batch's windows, those that are rebuilt worst, from which
+    nothing is learnt: they may be what is looked for."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes."""
 
@@ -411,6 +422,8 @@ class Recipe(Section):
     """From images to patches."""
     audio: Audio = Audio()
     """From sounds to frames."""
+    series: Series = Series()
+    """From a table of measurements to windows of series."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()

@@ -15,7 +15,8 @@ class Series(Section):
     """How a table of measurements becomes series, and series windows."""
 
     time: str = "time"
-    """Column of the times: ISO 8601 dates, or numbers."""
+    """Column of the times: ISO 8601 dates, or numbers. `row` numbers the rows as they come where
+    no column is called so."""
     series: str | None = None
     """Column that tells several series apart."""
     variables: tuple[str, ...] = ()
@@ -41,6 +42,12 @@ class Series(Section):
     """Whether each series is one document with one label, however long it is."""
     season: Positive = 1
     """Steps in a season, such as 24 for days of hours; 1 for none. For the baselines and MASE."""
+    long_season: Count = 0
+    """Steps in a longer season, such as 168 for weeks of hours, which the baselines try as well; 0
+    for none."""
+    normal: str = "0"
+    """For task `detect`: the label of what is normal; every other one is an anomaly, and steps
+    without a label are not judged."""
     quantiles: Annotated[tuple[Level, ...], Field(min_length=1)] = (
         0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975,
     )  # fmt: skip
@@ -59,6 +66,8 @@ class Series(Section):
             raise ValueError("a whole series leaves nothing to foretell: set horizon = 0")
         if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
             raise ValueError("quantiles must ascend, and 0.5 must be among them")
+        if self.long_season and self.long_season <= self.season:
+            raise ValueError("long_season must be longer than season")
         if self.start is not None and self.frequency is None:
             raise ValueError("start needs a frequency")
         return self

@@ -60,7 +60,8 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     ``POST /v1/predict``
         ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
         tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
-        ``clips`` and ``clip`` are files in base64.
+        ``clips`` and ``clip`` are files in base64; of series ``histories`` and ``history`` are
+        lists of rows.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
@@ -76,7 +77,10 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
         began = time.perf_counter()
         try:
             records = _records(await _body(request), engine)
-            predictions = await to_thread.run_sync(engine.predict, records, limiter=at_once)
+            try:
+                predictions = await to_thread.run_sync(engine.predict, records, limiter=at_once)
+            except DataError as error:  # what shows only when a table is read as a whole
+                raise _RefusedError(422, error.what) from None
             response = JSONResponse({"model": engine.name, "predictions": predictions})
             answered.inc(len(records))
         except _RefusedError as refused:
@@ -130,6 +134,7 @@ _NAMES = {
     "table": ("row", "rows"),
     "image": ("image", "images"),
     "audio": ("clip", "clips"),
+    "series": ("history", "histories"),
 }
 """How a request calls what a model is asked about: one, and several."""
 
