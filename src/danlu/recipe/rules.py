@@ -127,6 +127,11 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "test and validation leave nothing to train on",
         ),
         (
+            bool(split.hold_out) and not (split.by or "").startswith("group:"),
+            "data.split.hold_out",
+            "names groups; say by which column: data.split.by = 'group:COLUMN'",
+        ),
+        (
             split.test == 0,
             "data.split.test",
             "0 leaves nothing to measure the model on; try 0.2",

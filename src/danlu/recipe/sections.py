@@ -149,6 +149,9 @@ class Split(Section):
     """Share of rows that judge the released model."""
     validation: Fraction = 0.1
     """Share of rows that choose among checkpoints."""
+    hold_out: tuple[str, ...] = ()
+    """For `group:COLUMN`: the groups that are the test split, whatever `test` says. The
+    validation split is then drawn from the others' rows."""
 
     @field_validator("by")
     @classmethod
