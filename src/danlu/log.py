@@ -25,8 +25,18 @@ from rich.progress import (
 
 LOWER_IS_BETTER = frozenset(
     {
-        "log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte",
-        "mase", "smape", "crps", "pinball",
+        "log_loss",
+        "brier",
+        "ece",
+        "mae",
+        "rmse",
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "mase",
+        "smape",
+        "crps",
+        "pinball",
     }  # fmt: skip
 )
 """Metrics of which less is better."""

@@ -326,9 +326,7 @@ class Finetune(Training):
     """What the best checkpoint is best at on the validation split."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
-    loss: (
-        Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "pinball"] | None
-    ) = None
+    loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "pinball"] | None = None
     """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
     `huber` errors of standardised values for tasks `regress` and `detect`; `pinball`, of
     quantiles, for task `forecast`."""

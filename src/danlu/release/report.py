@@ -27,9 +27,7 @@ _SHOWN = {
     "multilabel": "accuracy f1_macro f1_micro roc_auc pr_auc log_loss brier",
     "regress": "mae rmse r2",
     "forecast": "mase smape mae crps pinball coverage_95 coverage_90 coverage_80 coverage_60",
-    "detect": (
-        "f1 precision recall event_f1 event_precision event_recall roc_auc pr_auc"
-    ),
+    "detect": ("f1 precision recall event_f1 event_precision event_recall roc_auc pr_auc"),
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
 
@@ -45,8 +43,10 @@ _COUNTED = {
     "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells"),
     "image": {},
     "audio": dict.fromkeys(("cut", "silent", "clipped", "unvoiced"), "clips") | {"seconds": "s"},
-    "series": dict.fromkeys(("missing", "clipped", "untold"), "measurements") | {
-        "windows": "windows", "empty": "windows",
+    "series": dict.fromkeys(("missing", "clipped", "untold"), "measurements")
+    | {
+        "windows": "windows",
+        "empty": "windows",
     },
 }
 """What the encoder counts in each split, and in which unit."""

@@ -50,9 +50,7 @@ def fan(found: dict[str, Any], name: str) -> str:
     shown = [percent for percent in _BANDS if percent in found["bands"]]
     for number, percent in enumerate(shown):
         low, high = found["bands"][percent]
-        rows = [
-            {"time": t, "low": a, "high": b} for t, a, b in zip(ahead, low, high, strict=True)
-        ]
+        rows = [{"time": t, "low": a, "high": b} for t, a, b in zip(ahead, low, high, strict=True)]
         layers.append(
             alt.Chart(_data(rows))
             .mark_area(color=PALETTE[0], opacity=0.13 + 0.09 * number)
