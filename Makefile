@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test parity check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/danlu run recipes/reviews.toml
@@ -12,6 +12,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Recipes at full size beside references that are written in the tests; half an hour.
+parity: $(VENV)/.dev
+	DANLU_PARITY=1 $(BIN)/python -m pytest tests/recipes -s
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

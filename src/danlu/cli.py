@@ -181,7 +181,8 @@ def run(
     typer.secho(result.headline, bold=True)
     typer.echo(f"report:  {result.folder / 'report.html'}")
     if filled.data.task != "pretrain":
-        typer.echo(f'predict: danlu predict {result.folder} "…"')
+        asked = "--file history.csv" if filled.data.modality == "series" else '"…"'
+        typer.echo(f"predict: danlu predict {result.folder} {asked}")
         typer.echo(f"serve:   danlu serve {result.folder}")
 
 
@@ -240,7 +241,7 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[TEXT]...",
-            help="Texts, rows in JSON, or files of images or sounds; `-` reads stdin.",
+            help="Texts, rows or histories in JSON, or files of images or sounds; `-` reads stdin.",
         ),
     ] = None,
     file: Annotated[
@@ -248,7 +249,8 @@ def predict(
         typer.Option(
             "--file",
             "-f",
-            help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added.",
+            help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added; of a "
+            "history its forecast.",
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="The file's text column.")] = "text",
@@ -286,7 +288,8 @@ def predict(
         _print_json(answers)
         return
     for answer in answers:
-        typer.echo(_answer_line(answer))
+        for line in _lines_of_series(answer) if "times" in answer else [_answer_line(answer)]:
+            typer.echo(line)
 
 
 def _record(engine: Any, question: str) -> Any:
@@ -309,6 +312,18 @@ def _record(engine: Any, question: str) -> Any:
         raise InputError(
             "this is not JSON", where=question[:60], mend='give a row as {"column": value, …}'
         ) from None
+
+
+def _lines_of_series(answer: dict[str, Any]) -> list[str]:
+    """Return a forecast's medians with their widest interval, or a detector's alarms."""
+    if "alarms" in answer:
+        found = [f"{a['start']}\t{a['end']}\t{a['peak']:.6g}" for a in answer["alarms"]]
+        return found or ["no alarm"]
+    middle = answer["levels"].index(0.5)
+    return [
+        f"{time}\t{values[middle]:.6g}\t[{values[0]:.6g}, {values[-1]:.6g}]"
+        for time, values in zip(answer["times"], answer["quantiles"], strict=True)
+    ]
 
 
 def _answer_line(answer: dict[str, Any]) -> str:
