@@ -181,7 +181,8 @@ def run(
     typer.secho(result.headline, bold=True)
     typer.echo(f"report:  {result.folder / 'report.html'}")
     if filled.data.task != "pretrain":
-        typer.echo(f'predict: danlu predict {result.folder} "…"')
+        asked = "--file history.csv" if filled.data.modality == "series" else '"…"'
+        typer.echo(f"predict: danlu predict {result.folder} {asked}")
         typer.echo(f"serve:   danlu serve {result.folder}")
 
 
@@ -239,7 +240,8 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", help="Texts, or rows in JSON; `-` reads lines from stdin."
+            metavar="[TEXT]...",
+            help="Texts, rows or histories in JSON, or files of images or sounds; `-` reads stdin.",
         ),
     ] = None,
     file: Annotated[
@@ -247,7 +249,8 @@ def predict(
         typer.Option(
             "--file",
             "-f",
-            help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added.",
+            help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added; of a "
+            "history its forecast.",
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="The file's text column.")] = "text",
@@ -256,7 +259,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer about texts or rows, a file, or the lines of stdin."""
+    """Answer about texts, rows, images or sounds, a file of many, or the lines of stdin."""
     from danlu.api import load
     from danlu.errors import InputError
 
@@ -285,21 +288,42 @@ def predict(
         _print_json(answers)
         return
     for answer in answers:
-        typer.echo(_answer_line(answer))
+        for line in _lines_of_series(answer) if "times" in answer else [_answer_line(answer)]:
+            typer.echo(line)
 
 
 def _record(engine: Any, question: str) -> Any:
-    """Return what a question on the command line is about: a text, or a row in JSON."""
+    """Return what a question on the command line is about: a text, a row in JSON, a file."""
     from danlu.errors import InputError
 
     if engine.modality == "text":
         return question
+    if engine.modality in ("image", "audio"):
+        path = Path(question)
+        if not path.is_file():
+            raise InputError("there is no such file", where=question)
+        try:
+            return engine.reader.parse(path.read_bytes())
+        except InputError as error:
+            raise InputError(error.what, where=question) from None
     try:
         return engine.reader.parse(json.loads(question))
     except ValueError:
         raise InputError(
             "this is not JSON", where=question[:60], mend='give a row as {"column": value, …}'
         ) from None
+
+
+def _lines_of_series(answer: dict[str, Any]) -> list[str]:
+    """Return a forecast's medians with their widest interval, or a detector's alarms."""
+    if "alarms" in answer:
+        found = [f"{a['start']}\t{a['end']}\t{a['peak']:.6g}" for a in answer["alarms"]]
+        return found or ["no alarm"]
+    middle = answer["levels"].index(0.5)
+    return [
+        f"{time}\t{values[middle]:.6g}\t[{values[0]:.6g}, {values[-1]:.6g}]"
+        for time, values in zip(answer["times"], answer["quantiles"], strict=True)
+    ]
 
 
 def _answer_line(answer: dict[str, Any]) -> str:

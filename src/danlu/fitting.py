@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from danlu import series_fitting
 from danlu.artifact import read_json, write_json
-from danlu.batch import Batch
 from danlu.data import kinds, text
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
 from danlu.data.privacy import KINDS
 from danlu.errors import DataError
+from danlu.lesson import Judge, Lesson
 from danlu.log import Events, Screen
 from danlu.model import flops, heads, native
 from danlu.recipe import Recipe
@@ -30,56 +30,14 @@ from danlu.stages import (
     backbone_config,
     device,
     held_out_batches,
+    take_over,
     truth,
 )
 from danlu.train import objective as objectives
 from danlu.train.checkpoint import Checkpoints, unique_tensors
 from danlu.train.loop import num_steps, train
-from danlu.train.machine import autocast, use_granted_cores, working_dtype
+from danlu.train.machine import use_granted_cores, working_dtype
 from danlu.train.profile import profile as profile_training
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """What says how good a model is on the validation split."""
-
-    objective: objectives.Objective
-    held_out: list[Batch]
-    by_accuracy: bool
-    precision: str
-
-    def __call__(self, model: heads.Model, where: torch.device) -> dict[str, float]:
-        # As training computes: what is reported in the end is measured again in float32.
-        with autocast(self.precision, where):
-            found = objectives.figures(model, self.objective, self.held_out, where)
-        return found | {"badness": -found["accuracy"] if self.by_accuracy else found["loss"]}
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """All that a training stage starts from.
-
-    Attributes
-    ----------
-    model : Model
-        With fresh or pre-trained weights.
-    objective : Objective
-    loader : DocumentLoader or PackedLoader
-    judge : Judge
-    kind : str
-        The head's objective.
-    classes : list of str
-    scale : dict, optional
-        Mean and standard deviation of a regressor's values.
-    """
-
-    model: heads.Model
-    objective: objectives.Objective
-    loader: DocumentLoader | PackedLoader
-    judge: Judge
-    kind: str
-    classes: list[str]
-    scale: dict[str, float] | None = None
 
 
 def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
@@ -125,6 +83,8 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
 def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     """Learn from the labels, from the pre-trained weights if there are any."""
     settings, kind = recipe.finetune, recipe.data.kind
+    if recipe.data.modality == "series":
+        return series_fitting.finetune(recipe, paths)
     assert kind != "pretrain"
     data, tokens = paths["data"], paths["tokenizer"]
     classes = read_json(data / "report.json")["classes"]
@@ -134,12 +94,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     config = backbone_config(recipe, spec, settings.layer_dropout)
     outputs = len(classes) or len(settings.quantiles or ()) or 1
     model = heads.build(config, kind, outputs, settings.dropout, recipe.model.initialiser)
-    if "pretrain" in paths:
-        stored = load_file(paths["pretrain"] / WEIGHTS)
-        own = {
-            k.removeprefix("backbone."): v for k, v in stored.items() if k.startswith("backbone.")
-        }
-        model.backbone.load_state_dict(own)
+    take_over(model, paths)
     targets = {name: truth(recipe, data, name) for name in ("train", "validation")}
     scale = _scale(targets["train"]) if kind == "regress" else None
     tensors = {name: _target(values, kind, scale) for name, values in targets.items()}
@@ -264,7 +219,8 @@ def fit(
         )
     tensors = {name: tensor.cpu().contiguous() for name, tensor in unique_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, _config(recipe, lesson))
+    more = lesson.finish(model) if lesson.finish else {}
+    write_json(folder / CONFIG, _config(recipe, lesson) | more)
 
 
 def profile(

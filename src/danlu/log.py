@@ -26,7 +26,7 @@ from rich.progress import (
 LOWER_IS_BETTER = frozenset(
     {
         *("log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte"),
-        *("pinball", "interval_width", "quantiles_crossed"),
+        *("pinball", "interval_width", "quantiles_crossed", "mase", "smape", "crps"),
     }
 )
 """Metrics of which less is better."""

@@ -17,7 +17,10 @@ from danlu.recipe import Recipe, dump
 if TYPE_CHECKING:
     from danlu.data.sources import File
 
-_WIRING = ("pipeline.py", "stages.py", "fitting.py", "batch.py")
+_WIRING = (
+    "pipeline.py", "stages.py", "series_stages.py", "fitting.py", "series_fitting.py", "lesson.py",
+    "batch.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,8 @@ class _Run:
             self.profile()
         self.baseline()
         self.evaluate()
+        if recipe.audit.protected:
+            self.audit()
         self.report()
         return self.release()
 
@@ -173,10 +178,18 @@ class _Run:
             # What a file holds shapes the artifact; where it lies does not.
             for key in ("path", "labels", "sha256"):
                 del source[key]
+        section["protected"] = self.recipe.audit.protected
+        if self.recipe.data.modality == "table":  # the cells that are kept of a row
+            section["columns"] = self.recipe.table.model_dump(include={"columns", "ignore"})
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
+        if self.recipe.data.modality == "series":  # they say how a table becomes series
+            section["series"] = self.recipe.series.model_dump(mode="json")
 
         def make(folder: Path) -> None:
-            from danlu.data.prepare import prepare
+            if self.recipe.data.modality == "series":
+                from danlu.data.series_prepare import prepare
+            else:
+                from danlu.data.prepare import prepare
 
             prepare(self.recipe, self.files, folder, lambda line: self.screen.say(f"  {line}"))
 
@@ -269,6 +282,18 @@ class _Run:
             "evaluate", section, inputs, ("audit", "data", "evaluate", "model", "serve"), make
         )
 
+    def audit(self) -> None:
+        """Measure whether the model treats protected groups alike."""
+        section = self.recipe.audit.model_dump(mode="json") | {"name": self.recipe.name}
+        section["bootstrap"] = self.recipe.evaluate.bootstrap
+
+        def make(folder: Path) -> None:
+            from danlu.stages import audit
+
+            audit(self.recipe, self._paths(), folder)
+
+        self._build("audit", section, self._keys("data", "evaluate"), ("audit", "evaluate"), make)
+
     def report(self) -> None:
         """Judge the gate; write the report and the card."""
         recipe = self.recipe.model_dump(mode="json")
@@ -325,6 +350,22 @@ class _Run:
 def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
     """Say in a line what the model will see."""
     train = report["splits"]["train"]
+    if recipe.data.modality == "image":
+        colours = "grey" if report["channels"] == 1 else "RGB"
+        seen = "as a whole" if report["whole"] else f"in {report['positions']} patches"
+        return f"{report['height']} × {report['width']} pixels, {colours}, {seen}"
+    if recipe.data.modality == "audio":
+        return (
+            f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
+            f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
+            f"{report['max_seconds']:g} s"
+        )
+    if recipe.data.modality == "series":
+        return (
+            f"{train['windows']:,} training windows of {recipe.series.context} steps and "
+            f"{recipe.series.horizon} ahead; {train['empty']:,} left out, "
+            f"{train['untold']:,} of what is to be foretold is missing"
+        )
     if recipe.data.modality == "table":
         kinds = [column["kind"] for column in report["columns"]]
         left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""

@@ -67,7 +67,7 @@ def check(
                     f"{len(found):,} {name} rows also stand in train, such as "
                     f'{held_out[found[0]][:60]!r}; set data.split.by = "near-duplicate"'
                 )
-        seen = {"text": _texts, "table": _rows}[modality](recipe, paths, train)
+        seen = _SEEN.get(modality, _files)(recipe, paths, train)
     if idle := seen.pop("idle", 0):
         problems.append(f"{idle:,} training documents bear no loss: they would train nothing")
     return {
@@ -101,6 +101,15 @@ def _rows(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, 
     report = read_json(paths["tokenizer"] / "report.json")
     examples = train.slice(0, _EXAMPLES).select(["row", "text", "label"]).to_pylist()
     return {"columns": report["columns"], "left_out": report["left_out"], "examples": examples}
+
+
+def _files(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:  # noqa: ARG001 - one signature for all kinds
+    """Return what images or sounds are brought to."""
+    report = read_json(paths["tokenizer"] / "report.json")
+    return {"settings": {k: v for k, v in report.items() if k not in ("samples", "splits")}}
+
+
+_SEEN = {"text": _texts, "table": _rows}
 
 
 def _targets(recipe: Recipe, batch: Batch, spec: Spec) -> Batch:
@@ -161,13 +170,24 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"classes: {', '.join(found['classes'])}", markup=False)
     for finding in found["findings"]:
         console.print(Text.assemble(("! ", "yellow"), finding))
-    (_show_rows if "columns" in found else _show_texts)(found, console)
+    show = _show_rows if "columns" in found else _show_texts
+    (_show_files if "settings" in found else show)(found, console)
     for path, rule in found["derived"].items():
         console.print(f"[dim]derived {path}: {rule}[/]")
     for problem in found["problems"]:
         console.print(Text.assemble(("✗ ", "red"), problem))
     if not found["problems"]:
         console.print("[green]✓[/] nothing stands in the way of a run")
+
+
+def _show_files(found: dict[str, Any], console: Console) -> None:
+    """Print what images or sounds are brought to, and what each split came to."""
+    for name, value in found["settings"].items():
+        console.print(Text(f"{name}: {value}"))
+    table = Table("split", *found["tokens"]["train"])
+    for name, part in found["tokens"].items():
+        table.add_row(name, *(f"{value:,.4g}" for value in part.values()))
+    console.print(table)
 
 
 def _show_rows(found: dict[str, Any], console: Console) -> None:

@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from danlu import series_stages
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
 from danlu.data import kinds, labels, text
+from danlu.data.audio import AudioEncoder, statistics
 from danlu.data.hide import for_causal, for_masked
+from danlu.data.image import ImageEncoder, flatten, usual_shape
 from danlu.data.load import in_order
 from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.split import NAMES
@@ -42,12 +45,6 @@ def read_split(data: Path, name: str) -> pa.Table:
     return pq.read_table(data / f"{name}.parquet")
 
 
-def records(recipe: Recipe, table: pa.Table) -> list[Any]:
-    """Return the rows of a split as the released model is asked about them."""
-    cells = table["text"].to_pylist()
-    return cells if recipe.data.modality == "text" else [json.loads(cell) for cell in cells]
-
-
 def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
     """Return one split's labels as numbers."""
     classes = read_json(data / "report.json")["classes"]
@@ -57,8 +54,7 @@ def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
 
 def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     """Fit an encoder (of texts: train a tokenizer) on the training split; encode every split."""
-    splits = {name: read_split(data, name) for name in NAMES}
-    report = kinds.of(recipe.data.modality).encode(recipe, splits, folder)
+    report = kinds.of(recipe.data.modality).encode(recipe, data, folder)
     write_json(folder / "report.json", report)
     return report
 
@@ -111,6 +107,16 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
     )
 
 
+def take_over(model: heads.Model, paths: dict[str, Path]) -> None:
+    """Give the backbone its pre-trained weights, if there are any."""
+    if "pretrain" in paths:
+        stored = load_file(paths["pretrain"] / WEIGHTS)
+        own = {
+            k.removeprefix("backbone."): v for k, v in stored.items() if k.startswith("backbone.")
+        }
+        model.backbone.load_state_dict(own)
+
+
 def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
     """Return a held-out split's batches, masked the same way every time."""
     kind = kinds.of(recipe.data.modality)
@@ -144,9 +150,7 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
 
     encoder = TableEncoder.fit(rows["train"], recipe.table.model_copy(update={"bins": 0}), True)
     matrices = {name: encoder.matrix(part) for name, part in rows.items()}
-    answers = baselines.linear(
-        matrices, values, recipe.data.kind, recipe.baseline.inverse_regularization, recipe.seed
-    )
+    answers = _linear(recipe, matrices, values)
     cells = {name: encoder.ordinal(part)[0] for name, part in rows.items()}
     categories = encoder.ordinal(rows["test"][:1])[1]
     best = baselines.boosting(
@@ -155,14 +159,42 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     return [*answers, *_of_quantiles(recipe, values), best]
 
 
-_BASELINES = {"text": _of_texts, "table": _of_tables}
+def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    shape = usual_shape(rows["train"])
+    encoder = ImageEncoder(*shape, whole=True)
+    features = {name: flatten(encoder.encode(part).images) for name, part in rows.items()}
+    return _linear(recipe, features, values)
+
+
+def _of_sounds(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    encoder = AudioEncoder.fit(rows["train"], recipe.audio)
+    found = {name: statistics(encoder, encoder.encode(part)) for name, part in rows.items()}
+    mean, std = found["train"].mean(0), found["train"].std(0)
+    features = {name: (part - mean) / np.where(std > 0, std, 1) for name, part in found.items()}
+    return _linear(recipe, features, values)
+
+
+def _linear(recipe: Recipe, features: Any, values: Any) -> list[Any]:
+    from danlu.evaluate import baseline as baselines
+
+    strengths = recipe.baseline.inverse_regularization
+    return baselines.linear(features, values, recipe.data.kind, strengths, recipe.seed)
+
+
+_BASELINES = {
+    "text": _of_texts, "table": _of_tables, "image": _of_images, "audio": _of_sounds,
+}  # fmt: skip
 
 
 def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
     """Fit the classical models on the same split."""
     answers = []
+    if recipe.data.modality == "series":
+        series_stages.baseline(recipe, data, folder)
+        return
     if recipe.data.task != "pretrain":
-        rows = {name: records(recipe, read_split(data, name)) for name in NAMES}
+        kind = kinds.of(recipe.data.modality)
+        rows = {name: kind.records(data, name) for name in NAMES}
         values = {name: truth(recipe, data, name) for name in NAMES}
         answers = _BASELINES[recipe.data.modality](recipe, rows, values)
     for answer in answers:
@@ -175,6 +207,9 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     if recipe.data.task == "pretrain":
         _evaluate_tokens(recipe, paths, folder)
         return
+    if recipe.data.modality == "series":
+        series_stages.evaluate(recipe, paths, folder, device())
+        return
     from danlu.evaluate import examine, score
     from danlu.evaluate.intervals import Bootstrap
     from danlu.serve.engine import Engine
@@ -182,9 +217,8 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     kind, name = recipe.data.kind, recipe.name
     table, actual = read_split(paths["data"], "test"), truth(recipe, paths["data"], "test")
     engine = Engine.load(paths["finetune"], paths["tokenizer"], device())
-    answer, crossed = engine.answers_and_crossings(
-        records(recipe, table), recipe.evaluate.batch_size
-    )
+    records = kinds.of(recipe.data.modality).records(paths["data"], "test")
+    answer, crossed = engine.answers_and_crossings(records, recipe.evaluate.batch_size)
     levels = tuple(engine.quantiles)
     others = read_json(paths["baseline"] / "report.json")
     scored = [score.Scored(name, "test", actual, answer, levels)]
@@ -215,6 +249,34 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
         folder / "mistakes.json",
         examine.mistakes(table, actual, scored[0].said, engine.classes, kind),
     )
+
+
+def audit(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
+    """Measure whether the model treats the groups of each protected attribute alike."""
+    from danlu.audit import fairness
+    from danlu.evaluate.intervals import Bootstrap
+
+    said = pq.read_table(paths["evaluate"] / "predictions.parquet")["answer"].to_pylist()
+    classes = read_json(paths["data"] / "report.json")["classes"]
+    positive = fairness.positive_class(recipe.audit.positive, classes, recipe.data.kind)
+    actual = truth(recipe, paths["data"], "test")
+    answers = fairness.Answers(recipe.data.kind, actual, np.asarray(said), positive)
+    bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
+    cells = {
+        name: [json.loads(row) for row in read_split(paths["data"], name)["protected"].to_pylist()]
+        for name in ("train", "test")
+    }
+    rows: list[Metric] = []
+    too_few: list[dict[str, Any]] = []
+    for name in cells["train"][0]:
+        by = fairness.groups(name, *([row[name] for row in cells[s]] for s in ("test", "train")))
+        found, lacking = fairness.measure(
+            answers, by, recipe.name, recipe.audit.min_rows, bootstrap
+        )
+        rows, too_few = rows + found, too_few + lacking
+    write_json(folder / "metrics.json", [row.to_dict() for row in rows])
+    about = {"positive": None if positive is None else classes[positive], "too_few": too_few}
+    write_json(folder / "report.json", about)
 
 
 def _leaks(recipe: Recipe, data: Path) -> dict[str, int]:

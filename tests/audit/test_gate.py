@@ -150,3 +150,32 @@ def test_conditions_are_judged_one_by_one_in_order():
     assert [verdict.passed for verdict in verdicts] == [False, True, False]
     assert verdicts[1].to_dict()["measured"] == 0.8
     assert judge([], ROWS, "ours", None) == []
+
+
+NAMED = [
+    *ROWS,
+    _row("recall[very bad]", 0.7, 0.6, 0.8),
+    _row("demographic_parity_gap[sex]", 0.19, 0.15, 0.23),
+    _row("accuracy[sex=Female]", 0.9, 0.88, 0.92),
+    _row("accuracy - logreg", 0.1, 0.05, 0.15),
+]
+
+
+@pytest.mark.parametrize(
+    ("condition", "measured", "passed"),
+    [
+        ("test.demographic_parity_gap[sex].high <= 0.2", 0.23, False),
+        ("test.demographic_parity_gap[sex] <= 0.2", 0.19, True),
+        ("test.accuracy[sex=Female].low >= 0.85", 0.88, True),
+        ("test.recall[very bad] > 0.7", 0.7, False),
+        ("test.accuracy - logreg > 0", 0.1, True),
+        ("test.accuracy.low - tfidf-logreg > 0", -0.01, False),
+        ("test.accuracy.low-logreg>0", 0.05, True),
+        ("test.accuracy[sex=Male] > 0", None, False),
+        ("test.accuracy - boosting > 0", None, False),
+        ("test.recall[very bad] - baseline > 0", None, False),
+    ],
+)
+def test_groups_classes_and_named_baselines_can_be_asked_for(condition, measured, passed):
+    verdict = _one(condition, NAMED)
+    assert (verdict.measured, verdict.passed) == (measured, passed)

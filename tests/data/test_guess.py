@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import danlu
+from danlu.artifact import read_json
 from danlu.data.guess import look, write
 from danlu.data.sources import open_source, rows_of
 from danlu.errors import DataError, InputError
@@ -189,6 +191,83 @@ def test_what_holds_nothing_is_refused(tmp_path):
     numbers = table(tmp_path / "n.csv", ["a", "b"], [(i, i) for i in range(20)])
     with pytest.raises(DataError, match="no column holds text"):
         look(numbers, None)
+
+
+PEOPLE = [
+    (i + 1, 20 + i % 50, ("clerk", "nurse", "smith")[i % 3], f"2024-0{i % 9 + 1}-11",
+     f"Person {i} of Some Long Town", "yes" if (i % 50) > 20 else "no")
+    for i in range(200)
+]  # fmt: skip
+PEOPLE_NAMES = ["number", "age", "job", "joined", "name", "renewed"]
+
+
+def people(folder, kind):
+    path = folder / f"people.{kind}"
+    records = [dict(zip(PEOPLE_NAMES, row, strict=True)) for row in PEOPLE]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    else:
+        table(path, PEOPLE_NAMES, PEOPLE, "\t" if kind == "tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
+def test_a_table_without_texts_is_recognised_in_every_format(tmp_path, kind):
+    guess = look(people(tmp_path, kind), None)
+    assert (guess.modality, guess.task, guess.label) == ("table", "classify", "renewed")
+    assert guess.ignore == ["number", "name"]
+    recipe, _ = load(write(guess, tmp_path / "out" / "people.toml"))
+    assert recipe.data.modality == "table"
+    assert recipe.table.ignore == ("number", "name")
+    told = "\n".join(guess.reasons)
+    assert "it counts the rows" in told
+    assert "nearly every row has another" in told
+
+
+def test_the_recipe_of_a_table_runs_as_it_is(tmp_path):
+    path = write(look(people(tmp_path, "csv"), None), tmp_path / "people.toml")
+    result = danlu.run(path, tmp_path / "run")
+    assert result.released
+    names = {c["name"] for c in read_json(tmp_path / "run" / "model" / "encoder.json")["columns"]}
+    assert names == {"age", "job", "joined days", "joined month", "joined weekday"}
+
+
+def test_numbers_to_foretell_make_a_regression_that_runs(tmp_path):
+    rows = [(i % 17, i % 5, i % 17 * 3 + i % 5) for i in range(300)]
+    data = table(tmp_path / "a.csv", ["a", "b", "c"], rows)
+    guess = look(data, "c")
+    assert (guess.modality, guess.task, guess.label) == ("table", "regress", "c")
+    assert danlu.run(write(guess, tmp_path / "a.toml"), tmp_path / "run").released
+
+
+def test_a_column_that_is_the_label_in_other_words_is_left_out(tmp_path):
+    rows = [(i % 7, i % 11, int(i % 3 == 0), "bad" if i % 3 else "good") for i in range(100)]
+    guess = look(table(tmp_path / "a.csv", ["a", "b", "flag", "class"], rows), None)
+    assert guess.ignore == ["flag"]
+
+
+def test_a_target_of_a_value_for_each_row_is_refused(tmp_path):
+    with pytest.raises(DataError, match="200 different values"):
+        look(people(tmp_path, "csv"), "name")
+
+
+def test_reviews_with_facts_beside_them_are_texts_still(tmp_path):
+    long = [f"{text}, and {text}" for text in ENGLISH]
+    rows = [(i, i % 5, i % 7, i % 3, text, "ab"[i % 2]) for i, text in enumerate(long)]
+    data = table(tmp_path / "a.csv", ["id", "stars1", "b", "c", "review", "label"], rows)
+    guess = look(data, None)
+    assert (guess.modality, guess.text) == ("text", "review")
+
+
+@pytest.mark.parametrize(
+    "texts", [["good", "bad", "so so", "fine"], ["很好", "不好", "一般", "可以"]]
+)
+def test_short_texts_with_a_label_are_texts(tmp_path, texts):
+    rows = [(f"{texts[i % 4]} {i}", "ab"[i % 2]) for i in range(80)]
+    guess = look(table(tmp_path / "a.csv", ["text", "label"], rows), None)
+    assert (guess.modality, guess.text, guess.label) == ("text", "text", "label")
 
 
 def test_the_guess_says_why_and_can_be_written_as_json(tmp_path):

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from sklearn.datasets import load_breast_cancer
 
 from danlu.data.encoding import REPLACEMENT
 from danlu.data.sources import Columns, ingest, open_source, rows_of
-from danlu.errors import DataError
-from danlu.recipe import Source
+from danlu.errors import DataError, RecipeError
+from danlu.recipe import Source, validate
 
 TEXT_AND_LABEL = {"text": "text", "label": "label"}
 
@@ -49,6 +51,55 @@ def test_a_text_file_gives_a_row_a_line(tmp_path):
         (3, {"line": ""}),
         (4, {"line": "four"}),
     ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_table_without_a_header_line_takes_the_recipe_s_names(tmp_path, ending):
+    path = put(tmp_path, f"a.{ending}", "2,of,these\r\n\r\n1,2\r\n3,4\r\n5\r\n".replace(
+        ",", "," if ending == "csv" else "\t"
+    ))  # fmt: skip
+    found = read(path, {"label": "y"}, header=("x", "y"), skip=1)
+    assert found[:2] == [(1, {"x": "1", "y": "2"}), (2, {"x": "3", "y": "4"})]
+    assert found[2] == (3, "1 cells where the header has 2")
+
+
+def test_lines_before_the_header_are_passed_over(tmp_path):
+    path = put(tmp_path, "a.csv", 'exported 2026, by "us\n\nx,y\n1,2\n')
+    assert read(path, skip=2) == [(1, {"x": "1", "y": "2"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "source", "words"),
+    [
+        ("1,2,3\n", {"header": ("x", "y")}, "names 2 columns, and the first row has 3"),
+        ("1,2\n", {"header": ("x", "y"), "skip": 5}, "skip passes over 5 lines, .* has 1"),
+    ],
+)
+def test_a_header_or_skip_that_does_not_fit_is_told(tmp_path, content, source, words):
+    path = put(tmp_path, "a.csv", content)
+    with pytest.raises(DataError, match=words):
+        read(path, **source)
+
+
+def test_header_and_skip_are_for_tables_of_text(tmp_path):
+    put(tmp_path, "a.txt", "x")
+    with pytest.raises(DataError, match="only CSV and TSV"):
+        open_source(Source(path=str(tmp_path), skip=1))
+    for keys in ({"skip": 1}, {"header": ["a"]}):
+        source = {"path": "a.txt", "label": "a", **keys}
+        with pytest.raises(RecipeError, match="'csv' and 'tsv'"):
+            validate({"name": "x", "data": {"task": "pretrain", "sources": [source]}}, "here")
+    with pytest.raises(ValidationError, match="two columns are called 'a'"):
+        Source(path="a.csv", header=("a", "a"))
+
+
+def test_scikit_learn_s_own_table_is_read_as_it_lies():
+    names = [f"x{n}" for n in range(30)] + ["y"]
+    where = "package:scikit-learn/sklearn/datasets/data/breast_cancer.csv"
+    found = read(where, {"label": "y"}, header=names, skip=1)
+    expected = load_breast_cancer()
+    assert [int(row["y"]) for _, row in found] == expected.target.tolist()
+    assert [float(row["x3"]) for _, row in found] == expected.data[:, 3].tolist()
 
 
 def test_json_lines_are_read_past_blank_and_broken_ones(tmp_path):

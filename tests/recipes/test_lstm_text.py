@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from reviews import sample
 from torch import Tensor, nn
 
 import danlu
@@ -23,6 +22,7 @@ from danlu.data.text import Documents
 from danlu.evaluate.intervals import Bootstrap
 from danlu.recipe import load
 from danlu.stages import truth
+from reviews import sample
 from tolerances import SIMPLE
 
 LENGTH, BATCH, RATE, PATIENCE = 500, 32, 1e-3, 3
@@ -172,7 +172,7 @@ def test_the_whole_run_is_not_two_points_below_the_reference(root, tmp_path):
     resamples = Bootstrap(len(ours), 2000, 0)
     gap = ours.astype(float) - theirs
     low, high = resamples.interval(resamples.values(lambda rows: gap[rows].mean()))
-    print(  # noqa: T201 - `make parity` shows it
+    print(
         f"\nlstm-text {ours.mean():.4f}, reference {theirs.mean():.4f}, difference "
         f"{gap.mean():+.4f} [{low:+.4f}, {high:+.4f}] on {len(ours)} test texts"
     )

@@ -49,8 +49,8 @@ def judge(
     Parameters
     ----------
     conditions : sequence of str
-        Such as ``test.accuracy.low >= 0.83``. With ``- baseline`` the number is
-        the paired difference, and a bound is that of its interval.
+        Such as ``test.accuracy.low >= 0.83``. With ``- baseline``, or the name of one, the
+        number is the paired difference, and a bound is that of its interval.
     rows : sequence of Metric
     model : str
         The released model's name.
@@ -65,10 +65,10 @@ def _judge(condition: str, rows: Sequence[Metric], model: str, baseline: str | N
     if match is None:
         return Verdict(condition, False, None, "not a condition that danlu can read")
     metric = match["metric"]
-    if match["minus"]:
-        if baseline is None:
+    if other := match["minus"]:
+        if other == "baseline" and baseline is None:
             return Verdict(condition, False, None, "there is no baseline to compare with")
-        metric = f"{metric} - {baseline}"
+        metric = f"{metric} - {baseline if other == 'baseline' else other}"
     for row in rows:
         if (row.model, row.split, row.metric) == (model, match["split"], metric):
             number: float | None = getattr(row, match["bound"] or "value")

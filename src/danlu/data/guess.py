@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from danlu.data import guess_table
+from danlu.data.guess_table import CLASSES as _CLASSES
+from danlu.data.guess_table import quote as _quote
 from danlu.data.sources import File, open_source, rows_of
 from danlu.errors import DataError, InputError
 from danlu.recipe import Source, load
@@ -19,7 +21,6 @@ _LABEL_NAMES = re.compile(
     r"^(label|labels|target|class|category|sentiment|tag|y|stars?|rating|score|intent|topic|spam|price)$",
     re.I,
 )
-_CLASSES = 30
 
 
 @dataclass
@@ -30,8 +31,8 @@ class Guess:
     ----------
     data : Path
     task : str
-    text : str
-        Column.
+    text : str or None
+        Column; None for a table.
     label : str or None
         Column.
     sources : list of dict
@@ -40,17 +41,22 @@ class Guess:
     rows : int
         At least; only a sample is read.
     reasons : list of str
+    modality : {"text", "table"}
+    ignore : list of str
+        Columns of a table that are not to be read.
     """
 
     data: Path
     task: str
-    text: str
+    text: str | None
     label: str | None
     sources: list[dict[str, str]]
     language: str
     depth: int
     rows: int
     reasons: list[str] = field(default_factory=list)
+    modality: str = "text"
+    ignore: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the guess as plain values."""
@@ -58,7 +64,7 @@ class Guess:
 
 
 def look(data: Path, target: str | None) -> Guess:
-    """Guess the text, the label, the task and the language of a file or folder.
+    """Guess the text, the label, the task and the language of a file or folder, or its table.
 
     Parameters
     ----------
@@ -88,10 +94,32 @@ def look(data: Path, target: str | None) -> Guess:
     names = list(sample[0])
     if target is not None and target not in names:
         raise InputError(f"no column {target!r}; there are: {', '.join(names)}", where=str(data))
+    if files[0].format != "txt" and guess_table.is_table(sample, names, target):
+        return _of_table(data, sample, names, target, reasons)
     text = _text_column(sample, names, target, reasons)
     label, task = _label_column(sample, names, text, target, reasons)
     texts = [str(row[text]) for row in sample if row.get(text)]
     return _finish(data, task, text, label, [{"path": str(data)}], texts, reasons)
+
+
+def _of_table(
+    data: Path,
+    sample: list[dict[str, Any]],
+    names: list[str],
+    target: str | None,
+    reasons: list[str],
+) -> Guess:
+    label, task = guess_table.target_of(sample, names, target, reasons)
+    left_out = guess_table.left_out(sample, names, label)
+    read = [name for name in names if name != label and name not in left_out]
+    if not read:
+        raise DataError("no column is left to foretell from", where=", ".join(names))
+    reasons.insert(0, f"a table of {len(read)} columns: none of them holds long texts")
+    reasons += [f"left out: column {name!r}, for {why}" for name, why in left_out.items()]
+    sources = [{"path": str(data)}]
+    return Guess(
+        data, task, None, label, sources, "", 2, len(sample), reasons, "table", [*left_out]
+    )
 
 
 def _sample(file: File) -> list[dict[str, Any]]:
@@ -242,20 +270,18 @@ def write(guess: Guess, output: Path | None) -> Path:
     return path
 
 
-def _quote(text: str) -> str:
-    # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 def _render(guess: Guess, base: Path) -> str:
     def line(source: dict[str, str]) -> str:
         path = os.path.relpath(Path(source["path"]).resolve(), base)
         label = f", label = {_quote(source['label'])}" if "label" in source else ""
         return f'  {{ path = {_quote(path)}{label}, licence = "not stated" }},'
 
+    sources = "\n".join(map(line, guess.sources))
     small = guess.rows < 2000
     label = f"\nlabel = {_quote(guess.label)}" if guess.label else ""
     reasons = "\n".join(f"#   {reason}" for reason in guess.reasons)
+    if guess.text is None:
+        return guess_table.render(guess, sources, reasons)
     pretrain = 'objective = "masked"         # causal, to write text; none, to skip\nepochs = 4'
     finetune = "" if guess.task == "pretrain" else f"\n[finetune]\nepochs = {8 if small else 4}\n"
     condition = {"classify": "accuracy - baseline >", "regress": "mae - baseline <"}
@@ -269,7 +295,7 @@ seed = 0
 task = "{guess.task}"
 text = {_quote(guess.text)}{label}
 sources = [                  # say where the data come from: the licence goes into the model card
-{chr(10).join(line(source) for source in guess.sources)}
+{sources}
 ]
 
 [data.split]

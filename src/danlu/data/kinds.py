@@ -13,20 +13,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from danlu.artifact import read_json
 from danlu.data import table as tables
 from danlu.data import text
 from danlu.data.clean import scrub
+from danlu.data.media import Audio, Image
 from danlu.data.modality import Documents, Spec
 from danlu.data.privacy import KINDS
+from danlu.data.series_kind import Series
 from danlu.data.split import NAMES, TRAIN
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
 
 Row = dict[str, Any]
 _SAMPLES, _SHOWN = 5, 60  # training texts that the report shows as tokens, and how many of those
+
+
+def _split(data: Path, name: str, column: str) -> list[Any]:
+    cells: list[Any] = pq.read_table(data / f"{name}.parquet", columns=[column])[column].to_pylist()
+    return cells
 
 
 class Reader(Protocol):
@@ -70,7 +77,11 @@ class Kind(Protocol):
         """Return what turns a row as read into one with a ``text`` that tells rows apart."""
         ...
 
-    def encode(self, recipe: Recipe, splits: dict[str, pa.Table], folder: Path) -> Row:
+    def records(self, data: Path, name: str) -> list[Any]:
+        """Return a split's rows as a released model is asked about them."""
+        ...
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit an encoder on the training split, encode every split, and report."""
         ...
 
@@ -141,10 +152,14 @@ class Text:
 
         return refine
 
-    def encode(self, recipe: Recipe, splits: dict[str, pa.Table], folder: Path) -> Row:
+    def records(self, data: Path, name: str) -> list[str]:
+        """Return the texts of a split."""
+        return [str(cell) for cell in _split(data, name, "text")]
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Train the tokenizer on the training split, and tokenise every split."""
         settings = recipe.tokenizer
-        tokenizer = text.train(splits[TRAIN]["text"].to_pylist(), settings.vocab_size)
+        tokenizer = text.train(self.records(data, TRAIN), settings.vocab_size)
         tokenizer.save(str(folder / text.FILE))
         # Of a text with a label, the model sees one document; a text by itself goes on in pieces.
         in_pieces = recipe.data.task == "pretrain"
@@ -152,11 +167,10 @@ class Text:
         encoder = text.Encoder(tokenizer, longest, bool(recipe.model.causal))
         report: Row = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}
         for name in NAMES:
-            table = splits[name]
-            texts = table["text"].to_pylist()
+            texts = self.records(data, name)
             encoded, lengths = encoder(texts)
             if name == TRAIN:
-                labels = table["label"].to_pylist()
+                labels = _split(data, name, "label")
                 report["samples"] = [
                     {
                         "pieces": encoder.pieces(ids[:_SHOWN].tolist()),
@@ -244,9 +258,13 @@ class Table:
 
         return refine
 
-    def encode(self, recipe: Recipe, splits: dict[str, pa.Table], folder: Path) -> Row:
+    def records(self, data: Path, name: str) -> list[Row]:
+        """Return the rows of a split."""
+        return [json.loads(row) for row in _split(data, name, "text")]
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit the columns on the training split, and encode every split."""
-        records = {name: self.records(table) for name, table in splits.items()}
+        records = {name: self.records(data, name) for name in NAMES}
         whole = recipe.model.backbone != "transformer"
         encoder = tables.TableEncoder.fit(records[TRAIN], recipe.table, whole)
         encoder.save(folder)
@@ -257,10 +275,6 @@ class Table:
                 "documents": len(records[name]), **encoder.count(records[name])
             }  # fmt: skip
         return report
-
-    def records(self, table: pa.Table) -> list[Row]:
-        """Return the rows of a split."""
-        return [json.loads(row) for row in table["text"].to_pylist()]
 
     def documents(self, folder: Path, name: str) -> Documents:
         """Map the documents of a split."""
@@ -275,7 +289,9 @@ class Table:
         return TableReader(tables.TableEncoder.load(folder))
 
 
-_ALL: dict[str, Kind] = {"text": Text(), "table": Table()}
+_ALL: dict[str, Kind] = {
+    "text": Text(), "table": Table(), "image": Image(), "audio": Audio(), "series": Series(),
+}  # fmt: skip
 
 
 def of(modality: str) -> Kind:

@@ -58,6 +58,7 @@ def columns(recipe: Recipe) -> Columns:
         group=column if kind == "group" else None,
         time=column if kind == "time" else None,
         others=kinds.of(recipe.data.modality).named(recipe),
+        protected=recipe.audit.protected,
     )
 
 
@@ -203,13 +204,15 @@ def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if text := (row.get("text") or "").strip():
             row["as_read"] = _hash(text)
         own(row)
+        label = row.get("label")
+        row["label"] = data.rename.get(label or "", label)
         if "as_read" not in row and (text := row.get("text")):
             row["as_read"] = _hash(text)
         if (label := row.get("label")) is not None:
             row["label"] = canonical(label, data.kind, data.label_separator)
         if (group := row.get("group")) is not None:
             # Only whether two groups are the same matters, and a group is often a person.
-            row["group"] = f"{_hash(group) & 0xFFFFFFFFFFFFFFFF:016x}"
+            row["group"] = _pseudonym(group)
         return row
 
     return refine
@@ -218,6 +221,10 @@ def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _rule(recipe: Recipe) -> tuple[str, str, str]:
     """Return the kind of split, and its column if there is one."""
     return (recipe.data.split.by or "random").partition(":")
+
+
+def _pseudonym(group: str) -> str:
+    return f"{_hash(group) & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
 def _hash(text: str) -> int:
@@ -306,6 +313,7 @@ def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDAr
     kind = _rule(recipe)[0]
     if kind == "time":
         return split.by_time(_instants(table), rule.test, rule.validation)
+    alone = cluster
     if kind == "random" and recipe.data.modality == "text":
         cluster = np.arange(table.num_rows)
     elif kind == "group":  # a group's rows, and near-duplicates across groups, stay together
@@ -317,6 +325,14 @@ def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDAr
         label = table["label"].to_numpy().astype(str)
     else:
         label = np.full(table.num_rows, "")
+    if rule.hold_out:
+        assigned = np.full(table.num_rows, split.TEST, dtype="<U10")
+        names = [_pseudonym(name) for name in rule.hold_out]
+        rest = ~np.isin(table["group"].to_numpy().astype(str), names)
+        assigned[rest] = split.by_cluster(
+            alone[rest], label[rest], 0.0, rule.validation, recipe.seed
+        )
+        return assigned
     return split.by_cluster(cluster, label, rule.test, rule.validation, recipe.seed)
 
 

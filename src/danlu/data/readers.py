@@ -9,10 +9,11 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from danlu.data.sql import query
 from danlu.errors import DataError
 from danlu.recipe import Source
 
-BINARY = ("parquet", "idx", "pandas")
+BINARY = ("parquet", "idx", "pandas", "media")
 """Formats that fix their own encoding."""
 
 # Longer than any sane cell; the default of 128 KiB would refuse whole documents.
@@ -53,6 +54,8 @@ class File:
         SHA-256 of the content; of an idx file's with its labels' after it.
     labels : Path or None
         An idx file's labels.
+    members : tuple of (str, Path)
+        Names and paths of the images or sounds, which together are one file.
     """
 
     source: Source
@@ -62,6 +65,7 @@ class File:
     encoding: str | None
     digest: str
     labels: Path | None = None
+    members: tuple[tuple[str, Path], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return what the data report says of the file."""
@@ -92,6 +96,7 @@ def rows_of(file: File, wanted: dict[str, str]) -> Rows:
         "parquet": _read_parquet,
         "idx": _read_idx,
         "pandas": _read_pandas,
+        "media": _read_media,
         "sql": _read_sql,
     }
     return readers[file.format](file, wanted)
@@ -158,29 +163,50 @@ def _read_csv(file: File, wanted: dict[str, str]) -> Rows:
     assert file.path is not None
     assert file.encoding is not None
     with open_text(file.path, file.encoding) as lines:
+        for passed in range(file.source.skip):
+            if not lines.readline():
+                raise DataError(
+                    f"skip passes over {file.source.skip} lines, and the file has {passed}",
+                    where=str(file.path),
+                )
         rows = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",")
-        header = next(rows, None)
-        if header is None:
+        given = list(file.source.header)
+        header = given or next(rows, [])
+        if not header:
             return
         check_columns(header, wanted, file)
         if twice := {name for name in wanted.values() if header.count(name) > 1}:
             raise DataError(f"two columns are called {twice.pop()!r}", where=str(file.path))
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, f"not valid CSV: {error}"
-                continue
-            if not row:
-                number -= 1  # a blank line is no row
-            elif len(row) != len(header):
-                yield number, f"{len(row)} cells where the header has {len(header)}"
-            else:
+        for number, row in _numbered(rows):
+            if isinstance(row, str):
+                yield number, row
+            elif len(row) == len(header):
                 yield number, dict(zip(header, row, strict=True))
+            elif given and number == 1:  # it is the recipe that is wrong, not the row
+                raise DataError(
+                    f"the recipe names {len(given)} columns, and the first row has {len(row)}",
+                    where=str(file.path),
+                    mend="name every column in the source's header, or pass over lines with skip",
+                )
+            else:
+                yield number, f"{len(row)} cells where the header has {len(header)}"
+
+
+def _numbered(rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield the rows that are not blank, and why those that cannot be read cannot."""
+    number = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            number += 1
+            yield number, f"not valid CSV: {error}"
+            continue
+        if row:  # a blank line is no row
+            number += 1
+            yield number, row
 
 
 def _read_parquet(file: File, wanted: dict[str, str]) -> Rows:
@@ -202,6 +228,22 @@ def _read_sql(file: File, wanted: dict[str, str]) -> Rows:
         if number == 1:
             check_columns(list(row), wanted, file)
         yield number, row
+
+
+def _read_media(file: File, wanted: dict[str, str]) -> Rows:
+    """Read each image or sound as a row: ``file`` holds its bytes, ``path`` and ``folder`` names.
+
+    The groups of the source's pattern are further columns; all of them are missing where it is
+    not found.
+    """
+    pattern = re.compile(file.source.pattern or "")
+    names = list(pattern.groupindex)
+    check_columns(["file", "path", "folder", *names], wanted, file)
+    for number, (name, path) in enumerate(file.members, 1):
+        found = pattern.search(name)
+        columns = found.groupdict("") if found else dict.fromkeys(names)
+        folder = PurePosixPath(name).parent.name
+        yield number, {"file": path.read_bytes(), "path": name, "folder": folder, **columns}
 
 
 _IMAGES, _LABELS = 0x803, 0x801  # magic numbers: unsigned bytes, in three and in one dimension

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from danlu.data import protected
 from danlu.data.archive import members, sha256, unpack
 from danlu.data.encoding import REPLACEMENT, detect
 from danlu.data.fetch import fetch as download
@@ -40,15 +41,18 @@ SCHEMA = pa.schema(
         "label": pa.string(),
         "group": pa.string(),
         "time": pa.string(),
+        "protected": pa.string(),
         "reason": pa.string(),
         "as_read": pa.int64(),
         **dict.fromkeys(KINDS, pa.int64()),
     }
 )
-"""A row on disk. `row` counts from 1; `reason` says why it cannot be used; `as_read` hashes the
+"""A row on disk. `row` counts from 1; `protected` holds the audit's attributes as JSON, or
+nothing; `reason` says why it cannot be used; `as_read` hashes the
 text as it was, which is never written raw; the rest count what was redacted from it."""
 
-_SHARD_ROWS = 50_000
+_SHARD_ROWS, _SHARD_BYTES = 50_000, 1 << 26
+BLOBS = "blobs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -63,6 +67,8 @@ class Columns:
     label, group, time : str or None
     others : tuple of str
         Columns that must be there as well, where the whole row is wanted.
+    protected : tuple of str
+        Columns of protected attributes, or prefixes; see :mod:`danlu.data.protected`.
     """
 
     text: str | None
@@ -70,6 +76,7 @@ class Columns:
     group: str | None = None
     time: str | None = None
     others: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
 
 
 def open_source(source: Source, *, fetch: bool = False) -> list[File]:
@@ -93,10 +100,20 @@ def open_source(source: Source, *, fetch: bool = False) -> list[File]:
     if labels and len(found) != 1:
         raise DataError("labels belong to one file of images", where=source.path)
     files = []
-    for name, path in found:
+    media = [(n, p) for n, p in found if (source.format or places.format_of(p.name)) == "media"]
+    if media:
+        sums = json.dumps([[name, sha256(path)] for name, path in media]).encode()
+        digest = hashlib.sha256(sums).hexdigest()
+        name = source.name or f"{len(media):,} files"
+        files = [File(source, None, name, "media", None, digest, members=tuple(media))]
+    elif source.pattern:
+        raise DataError("only files of images or sounds have a pattern", where=source.path)
+    for name, path in (pair for pair in found if pair not in media):
         kind = source.format or _format_of(path)
         if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
             raise DataError(places.NO_PICKLE, where=source.path)
+        if (source.header or source.skip) and kind not in ("csv", "tsv"):
+            raise DataError("only CSV and TSV have header and skip", where=str(path))
         if labels and kind != "idx":
             raise DataError(
                 "only format 'idx' has labels in a file of their own", where=source.path
@@ -168,13 +185,20 @@ def _locate(where: str, source: Source, *, fetch: bool) -> list[tuple[str, Path]
     if where.startswith("package:"):
         path = _package_file(where)
         return [(path.name, path)]
-    return [(path.name, path) for path in _plain_files(where)]
+    return [(_name(path, Path(where)), path) for path in _plain_files(where)]
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Return how a file is called: images and sounds with their folders, which may be labels."""
+    if places.format_of(path.name) != "media":
+        return path.name
+    return path.relative_to(folder).as_posix() if folder.is_dir() else "/".join(path.parts[-2:])
 
 
 def _plain_files(where: str) -> list[Path]:
     path = Path(where)
     if path.is_dir():
-        known = {"txt", "jsonl", "csv", "tsv", "parquet"}
+        known = {"txt", "jsonl", "csv", "tsv", "parquet", "media"}
         found = sorted(
             p for p in path.rglob("*") if p.is_file() and places.format_of(p.name) in known
         )
@@ -236,7 +260,8 @@ def ingest(
     files : list of File
     columns : Columns
     folder : Path
-        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard.
+        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard. Images and
+        sounds go into ``blobs-00000.parquet`` and so on beside it.
     refine : callable
         Cleans and redacts a row before it is written.
 
@@ -252,14 +277,18 @@ def ingest(
     """
     records: list[dict[str, Any]] = []
     shard: list[dict[str, Any]] = []
-    number = rows = 0
+    number = rows = held = 0
 
     def flush() -> None:
-        nonlocal number
+        nonlocal number, held
+        blobs = [(row["id"], blob) for row in shard if (blob := row.pop("blob", None)) is not None]
+        if blobs:
+            columns = dict(zip(("id", "blob"), zip(*blobs, strict=True), strict=True))
+            pq.write_table(pa.table(columns), folder.parent / f"{BLOBS}-{number:05d}.parquet")
         if shard:
             table = pa.Table.from_pylist(shard, schema=SCHEMA)
             pq.write_table(table, folder / f"{number:05d}.parquet")
-            number += 1
+            number, held = number + 1, 0
             shard.clear()
 
     for file in files:
@@ -268,7 +297,8 @@ def ingest(
             place = {"id": rows, "source": file.source.name, "file": file.name}
             shard.append(refine({**place, **row}))
             rows += 1
-            if len(shard) == _SHARD_ROWS:
+            held += len(shard[-1].get("blob") or b"")
+            if len(shard) == _SHARD_ROWS or held > _SHARD_BYTES:
                 flush()
         if rows == before:
             raise DataError("the file holds no rows", where=str(file.path or file.name))
@@ -282,8 +312,9 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
     if file.source.label is None:
         roles["label"] = columns.label
     wanted = {role: column for role, column in roles.items() if column is not None}
-    whole = columns.text is None
-    for number, record in rows_of(file, {} if whole else wanted):
+    whole, kept_apart = columns.text is None, columns.protected
+    beside = {f"protected {name}": name for name in kept_apart}
+    for number, record in rows_of(file, {} if whole else wanted | beside):
         if isinstance(record, str):
             yield {"row": number, "reason": record}
             continue
@@ -292,10 +323,23 @@ def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
             if number == 1:
                 named = wanted | {name: name for name in columns.others}
                 check_columns(list(record), named, file)
-            row["record"] = record
+                _check_protected(list(record), kept_apart, file)
+            row |= {"record": record, "beside": file.path}
+        if kept_apart:
+            row["protected"] = json.dumps(protected.of(record, kept_apart), ensure_ascii=False)
         if file.source.label is not None:
             row["label"] = file.source.label
         yield {"row": number, **row}
+
+
+def _check_protected(found: list[str], names: tuple[str, ...], file: File) -> None:
+    """Refuse a table that lacks a protected attribute."""
+    if absent := protected.missing(names, found):
+        raise DataError(
+            f"no column {', '.join(map(repr, absent))}; there are: {', '.join(map(repr, found))}",
+            where=str(file.path or file.name),
+            mend="name the columns with audit.protected",
+        )
 
 
 def _text(value: Any) -> str | None:

@@ -29,7 +29,7 @@ def outputs(
 
     Returns
     -------
-    NDArray of float64, shape (num_rows, C)
+    NDArray of float64, shape (num_rows, ...)
 
     Notes
     -----
@@ -41,7 +41,7 @@ def outputs(
     for batch in batches:
         out_NC = model(batch.to(device)).float().cpu().numpy()
         if found is None:
-            found = np.full((num_rows, out_NC.shape[1]), np.nan)
+            found = np.full((num_rows, *out_NC.shape[1:]), np.nan)
         assert batch.row_N is not None, "batches of documents name their rows"
         found[batch.row_N.numpy()] = out_NC
     assert found is not None, "there was nothing to predict"

@@ -251,6 +251,9 @@ class Backbone(Inputs):
                     std /= (2 * self.config.num_layers) ** 0.5
                 nn.init.normal_(module.weight, std=std)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if isinstance(self.values, Values):
+            # As large as the ids they stand with: a patch must not drown its place.
+            nn.init.normal_(self.values.weight, std=0.02 * self.config.value_dims**-0.5)
 
     def forward(
         self,

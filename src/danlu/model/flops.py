@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from danlu.batch import Batch
 from danlu.model.heads import DocumentHead, FillingHead, Model, TokenHead
+from danlu.model.outlook import ForecastHead, RebuildHead
 
 _MULTIPLY_ADD, _PASSES = 2, 3  # a product forward, and one for each of its factors backward
 
@@ -35,6 +36,10 @@ def useful(model: Model, batch: Batch) -> int:
     if isinstance(head, DocumentHead):
         own = head.score.weight.numel() * batch.num_tokens
         own += head.output.weight.numel() * batch.num_documents
+    elif isinstance(head, ForecastHead):
+        own = head.output.weight.numel() * head.ahead * batch.num_documents
+    elif isinstance(head, RebuildHead):
+        own = sum(p.numel() for p in head.parameters() if p.ndim == 2) * batch.num_tokens
     elif isinstance(head, FillingHead):
         assert batch.hidden_UK is not None
         own = _of_tokens(model, head.tokens, batch)

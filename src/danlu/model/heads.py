@@ -16,6 +16,7 @@ from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
 from danlu.model.classic import Classic, ClassicConfig
 from danlu.model.initialise import Initialiser, initialise
+from danlu.model.outlook import ForecastHead, RebuildHead
 from danlu.model.values import Values
 
 Config = BackboneConfig | ClassicConfig
@@ -214,7 +215,7 @@ class FillingHead(nn.Module):
         return Filled(scores, self.values(hidden_UD, batch.target_BT.reshape(-1)[slots_U]))
 
 
-Head = TokenHead | FillingHead | DocumentHead
+Head = TokenHead | FillingHead | DocumentHead | ForecastHead | RebuildHead
 
 
 class Model(nn.Module):
@@ -233,9 +234,9 @@ class Model(nn.Module):
         return out
 
     def forward(self, batch: Batch) -> Tensor | Scores | Filled:
-        """Return the head's outputs: (N, C), or what is said of the hidden positions."""
+        """Return the head's outputs: (N, …), or what is said of the hidden positions."""
         hidden_BTD = self.hidden(batch)
-        if isinstance(self.head, DocumentHead):
+        if isinstance(self.head, (DocumentHead, ForecastHead, RebuildHead)):
             out: Tensor = self.head(hidden_BTD, batch)
             return out
         embedding_VD = self.backbone.embedding.weight
@@ -247,7 +248,9 @@ class Model(nn.Module):
         return scores
 
 
-HeadKind = Literal["masked", "causal", "classify", "multilabel", "regress"]
+HeadKind = Literal[
+    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"
+]  # fmt: skip
 
 
 def build(
@@ -256,13 +259,14 @@ def build(
     num_outputs: int = 0,
     dropout: float = 0.0,
     initialiser: Initialiser = "default",
+    shape: dict[str, Any] | None = None,
 ) -> Model:
     """Assemble a model with fresh weights drawn from the global generator.
 
     Parameters
     ----------
     config : BackboneConfig or ClassicConfig
-    kind : {"masked", "causal", "classify", "multilabel", "regress"}
+    kind : {"masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"}
         The objective that the head serves.
     num_outputs : int
         Classes or values a document is given; unused over tokens.
@@ -270,6 +274,8 @@ def build(
         In [0, 1), before the document head's output layer.
     initialiser : str
         See :func:`danlu.model.initialise.initialise`.
+    shape : dict, optional
+        What else the heads of series are given, see :mod:`danlu.model.outlook`.
     """
     backbone = Classic(config) if isinstance(config, ClassicConfig) else Backbone(config)
     initialise(backbone, initialiser)
@@ -277,4 +283,8 @@ def build(
         return Model(backbone, FillingHead(config))
     if kind in ("masked", "causal"):
         return Model(backbone, TokenHead(config, transform=kind == "masked"))
+    if kind == "forecast":
+        return Model(backbone, ForecastHead(config.dim, dropout=dropout, **(shape or {})))
+    if kind == "detect":
+        return Model(backbone, RebuildHead(config.dim, dropout=dropout, **(shape or {})))
     return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

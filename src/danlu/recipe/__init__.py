@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from danlu.errors import InputError, RecipeError
 from danlu.recipe import places
-from danlu.recipe.rules import USES, WITHOUT_MATRICES, contradictions, step_tokens
-from danlu.recipe.sections import Recipe, Section, Source
+from danlu.recipe.base import Section
+from danlu.recipe.rules import LOSSES, USES, WITHOUT_MATRICES, contradictions, step_tokens
+from danlu.recipe.sections import Recipe, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
 
@@ -241,11 +242,13 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         loss=(
             _usual_loss(recipe),
-            "cross_entropy; squared for task 'regress', or quantile if there are quantiles",
+            "the task's usual one; quantile where quantiles are given",
         ),
         quantiles=(
-            (0.1, 0.5, 0.9) if recipe.finetune.loss == "quantile" else (),
-            "0.1, 0.5 and 0.9 for loss 'quantile', otherwise none",
+            (0.1, 0.5, 0.9)
+            if recipe.data.task == "regress" and recipe.finetune.loss == "quantile"
+            else (),
+            "0.1, 0.5 and 0.9 for loss 'quantile' of task 'regress', otherwise none",
         ),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",
@@ -266,14 +269,15 @@ def _usual_norm(recipe: Recipe) -> str:
 
 
 def _usual_loss(recipe: Recipe) -> str:
-    if recipe.data.kind != "regress":
-        return "cross_entropy"
-    return "quantile" if recipe.finetune.quantiles else "squared"
+    if recipe.data.kind == "regress" and recipe.finetune.quantiles:
+        return "quantile"
+    return LOSSES.get(recipe.data.task, ("cross_entropy",))[0]
 
 
 def _fill_data(recipe: Recipe, derive: Any) -> Any:
     """Return the data section with its sources, cleaning and splitting worked out."""
-    text, table = recipe.data.modality == "text", recipe.data.modality == "table"
+    text, series = recipe.data.modality == "text", recipe.data.modality == "series"
+    table = recipe.data.modality == "table" or series
     copies = ("keep", "kept in tables") if table else ("drop", "dropped, but in tables")
     against = ("keep", "kept in tables") if table else ("set-aside", "set aside, but in tables")
     near = ("drop" if text else "keep", "looked for in texts alone")
@@ -282,6 +286,8 @@ def _fill_data(recipe: Recipe, derive: Any) -> Any:
         exact_duplicates=copies, near_duplicates=near, contradictions=against,
     )  # fmt: skip
     by = ("near-duplicate", "of texts") if text else ("random", "but for texts")
+    if series:
+        by = (f"time:{recipe.series.time}", "what is foretold must lie ahead")
     split = derive(recipe.data.split, "data.split", by=by)
     sources = tuple(
         derive(

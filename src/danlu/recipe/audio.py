@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from danlu.recipe.sections import Count, Fraction, Section
+from danlu.recipe.base import Count, Fraction, Section
 
 Seconds = Annotated[float, Field(gt=0)]
 

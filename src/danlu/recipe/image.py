@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from danlu.recipe.sections import Count, Positive, Section
+from danlu.recipe.base import Count, Positive, Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -50,9 +50,8 @@ class Image(Section):
     channels: Literal[1, 3] | None = None
     """1 is grey, 3 is RGB; by default 1 if every image is grey."""
     patch: Positive = 4
-    """Side of the patches that the model sees (pixels); it divides height and width."""
-    whole: bool = False
-    """The whole image is one position, as a multilayer perceptron needs."""
+    """Side of the patches that a Transformer sees (pixels); it divides height and width. Other
+    backbones take the image as a whole."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How an image of other proportions is brought to size: cut at its sides, filled up with
     black, or stretched."""
@@ -60,5 +59,3 @@ class Image(Section):
     """Larger images are refused before they are decoded, for they may be bombs."""
     augment: Augment = Augment()
     """Changes at random."""
-    mixup: Annotated[float, Field(ge=0)] = 0.0
-    """α of mixup, which blends training images and their labels by pairs; 0 blends none."""

@@ -23,6 +23,20 @@ FORMATS = {
     "parquet": (".parquet", ".pq"),
     "idx": (".idx", ".idx3-ubyte", "-idx3-ubyte"),
     "pandas": (".pkl", ".pickle"),
+    "media": (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".mp3",
+    ),
 }
 """Formats and the endings that tell them."""
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 from danlu.recipe import places
-from danlu.recipe.sections import Recipe, Source
+from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
+from danlu.recipe.series_rules import of_series
+
+
+def attribute(name: str) -> str:
+    """Return what reports call the attribute that ``audit.protected`` names.
+
+    >>> attribute("race_*"), attribute("sex")
+    ('race', 'sex')
+    """
+    return name.removesuffix("*").rstrip("_-.:= ") if name.endswith("*") else name
+
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
-    "boosting", "quantiles",
+    "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets", "ets-long",
+    "isolation-forest",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
+
+LOSSES = {
+    "classify": ("cross_entropy", "hinge"),
+    "regress": ("squared", "absolute", "huber", "quantile"),
+    "forecast": ("quantile",),
+    "detect": ("absolute", "squared", "huber"),
+}
+"""The losses of each task, the default first."""
 
 USES = {
     "transformer": {
@@ -35,14 +57,14 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
-            data.task != "pretrain" and not labelled,
+            data.task not in ("pretrain", "forecast") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
         ),
         (
-            data.task == "regress" and data.label is None,
+            data.task in ("regress", "detect") and data.label is None,
             "data.label",
-            "task 'regress' needs the column that holds the value",
+            f"task {data.task!r} needs the column that holds what is to be told",
         ),
         (
             data.modality == "text"
@@ -62,13 +84,14 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "only task 'classify' has several labels",
         ),
         (
-            recipe.finetune.consistency > 0 and data.kind in ("multilabel", "regress"),
+            recipe.finetune.consistency > 0 and data.kind not in ("classify", "pretrain"),
             "finetune.consistency",
             "only task 'classify' with one label a row has it",
         ),
         (
             finetune.loss is not None
-            and (finetune.loss not in ("cross_entropy", "hinge")) != (data.task == "regress"),
+            and data.task != "pretrain"
+            and finetune.loss not in LOSSES[data.task],
             "finetune.loss",
             f"{finetune.loss!r} is not a loss of task {data.task!r}",
         ),
@@ -102,6 +125,11 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             split.test + split.validation >= 1,
             "data.split",
             "test and validation leave nothing to train on",
+        ),
+        (
+            bool(split.hold_out) and not (split.by or "").startswith("group:"),
+            "data.split.hold_out",
+            "names groups; say by which column: data.split.by = 'group:COLUMN'",
         ),
         (
             split.test == 0,
@@ -139,6 +167,16 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a table's columns have no order; choose transformer, mlp or linear",
         ),
         (
+            data.modality == "image" and backbone in ("lstm", "gru"),
+            "model.backbone",
+            "an image is not read in one direction; choose transformer, cnn, mlp or linear",
+        ),
+        (
+            data.content is not None and data.modality not in ("image", "audio"),
+            "data.content",
+            "is for images and sounds",
+        ),
+        (
             backbone == "cnn" and objective == "causal",
             "model.backbone",
             "a CNN sees both sides and cannot be causal",
@@ -172,7 +210,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
-    problems += _idle_keys(recipe) + _idle_sections(recipe)
+    problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
+    problems += of_series(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
@@ -204,6 +243,14 @@ def _in_source(source: Source) -> list[tuple[str, str]]:
             "labels",
             "only format 'idx' keeps its labels in a file of their own",
         ),
+        *(
+            (
+                bool(getattr(source, key)) and kind not in ("csv", "tsv", None),
+                key,
+                "only formats 'csv' and 'tsv' have it",
+            )
+            for key in ("header", "skip")
+        ),
         (
             bool(labels) and str(labels) != str(place),
             "labels",
@@ -216,6 +263,45 @@ def _in_source(source: Source) -> list[tuple[str, str]]:
         ),
     ]
     return [(key, text) for broken, key, text in rules if broken]
+
+
+def _in_audit(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what cannot be audited, and conditions on what is not going to be measured."""
+    audit, data = recipe.audit, recipe.data
+    names = [attribute(name) for name in audit.protected]
+    rules = [
+        (
+            bool(audit.protected) and data.task == "pretrain",
+            "audit.protected",
+            "task 'pretrain' gives no answers whose fairness could be measured",
+        ),
+        (
+            data.modality == "text" and any(name.endswith("*") for name in audit.protected),
+            "audit.protected",
+            "a prefix is for tables; name a column",
+        ),
+        (
+            len(set(names)) < len(names),
+            "audit.protected",
+            "two of these are the same attribute",
+        ),
+        (
+            audit.positive is not None and data.kind != "classify",
+            "audit.positive",
+            "only task 'classify' with one label a row has it",
+        ),
+    ]
+    problems = [(path, text) for broken, path, text in rules if broken]
+    for number, condition in enumerate(recipe.gate.require):
+        match = re.match(GATE_PATTERN, condition)
+        assert match is not None, "the section has checked it"
+        minus, gap = match["minus"], re.match(r"\w+_gap\[(.+)\]", match["metric"])
+        if minus and minus not in RESERVED | {"baseline"}:
+            known = ", ".join(sorted(RESERVED))
+            problems.append((f"gate.require.{number}", f"no baseline {minus!r}; known: {known}"))
+        if gap and gap[1] not in names:
+            problems.append((f"gate.require.{number}", f"audit.protected does not name {gap[1]!r}"))
+    return problems
 
 
 def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
@@ -243,7 +329,11 @@ def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
 def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
     """Return what is said about a kind of data that the recipe does not read."""
     fields = type(recipe).model_fields
-    given = {n for n in ("tokenizer", "table") if getattr(recipe, n) != fields[n].default}
+    given = {
+        n
+        for n in ("tokenizer", "table", "image", "audio", "series")
+        if getattr(recipe, n) != fields[n].default
+    }
     own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)
     problems = [
         (name, f"has no meaning for data.modality {recipe.data.modality!r}")

@@ -9,25 +9,23 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from danlu.recipe import places
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+from danlu.recipe.audio import Audio
+from danlu.recipe.base import Count, Fraction, Positive, Section
+from danlu.recipe.image import Image
+from danlu.recipe.series import Series
 
 GATE_PATTERN = (
-    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
-    r"(?P<minus>\s*-\s*baseline)?\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
+    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
+    r"(?:\s*-\s*(?P<minus>[a-z]+(?:-[a-z]+)*))?"
+    r"\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
-"""A condition of the gate; a bound before ``- baseline`` is the difference's own."""
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+"""A condition of the gate. ``- baseline`` is the difference to the strongest baseline, ``- NAME``
+to one of them; a bound before it is the difference's own. In brackets stand a class
+(``recall[spam]``), an attribute (``demographic_parity_gap[sex]``) or a group
+(``accuracy[sex=Female]``)."""
 
 
 class Source(Section):
@@ -46,15 +44,35 @@ class Source(Section):
     """The label of every row of this source, where no column holds one."""
     licence: str = "not stated"
     """Licence of the data, for the model card."""
-    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "sql"] | None = None
+    format: (
+        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "media", "sql"] | None
+    ) = None
     """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
     is therefore read from `package:` and `pypi:` only."""
     labels: str | None = None
     """For `idx`: the file of the labels, written as `path` is."""
+    pattern: str | None = None
+    r"""For files of images or sounds: a regular expression that is looked for in each path, and
+    whose named groups are columns, such as `(?P<word>[a-z]+)_(?P<speaker>\d+)[.]wav$`."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
+    header: tuple[str, ...] = ()
+    """For CSV and TSV without a header line: the columns' names, in order."""
+    skip: Count = 0
+    """For CSV and TSV: lines to pass over at the beginning, before the header if there is one."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern or "").groupindex
+        except re.error as error:
+            raise ValueError(f"this is no regular expression: {error}") from None
+        if pattern is not None and not groups:
+            raise ValueError("name what the groups hold: (?P<name>…)")
+        return pattern
 
     @field_validator("path", "labels")
     @classmethod
@@ -62,6 +80,13 @@ class Source(Section):
         if path is not None:
             places.parse(path)
         return path
+
+    @field_validator("header")
+    @classmethod
+    def _different_names(cls, header: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"two columns are called {twice[0]!r}")
+        return header
 
     @field_validator("path")
     @classmethod
@@ -124,6 +149,9 @@ class Split(Section):
     """Share of rows that judge the released model."""
     validation: Fraction = 0.1
     """Share of rows that choose among checkpoints."""
+    hold_out: tuple[str, ...] = ()
+    """For `group:COLUMN`: the groups that are the test split, whatever `test` says. The
+    validation split is then drawn from the others' rows."""
 
     @field_validator("by")
     @classmethod
@@ -140,14 +168,20 @@ class Split(Section):
 class Data(Section):
     """Where the rows come from and what is to be learnt about them."""
 
-    task: Literal["pretrain", "classify", "regress"]
-    """`pretrain` (no labels), `classify` or `regress`."""
-    modality: Literal["text", "table"] = "text"
+    task: Literal["pretrain", "classify", "regress", "forecast", "detect"]
+    """`pretrain` (no labels), `classify` or `regress`; of series `forecast`, or `detect`, which
+    looks for anomalies (labels choose the threshold and judge)."""
+    modality: Literal["text", "table", "image", "audio", "series"] = "text"
     """The kind of data."""
+    content: str | None = None
+    """Column that holds an image or a sound: its bytes, or a path from the file that names it."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """What label cells are called: a cell that is not listed keeps its own name."""
     text: str = "text"
     """Column that holds the text; `line` in plain text files."""
     label: str | None = None
-    """Column that holds the label or the value; or give each source a label."""
+    """Column that holds the label or the value; or give each source a label. Of files of images
+    or sounds, `folder` is the folder's name."""
     label_separator: str | None = None
     """Where a row may carry several labels: what stands between them."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -160,7 +194,9 @@ class Data(Section):
     """Splitting."""
 
     @property
-    def kind(self) -> Literal["pretrain", "classify", "multilabel", "regress"]:
+    def kind(
+        self,
+    ) -> Literal["pretrain", "classify", "multilabel", "regress", "forecast", "detect"]:
         """The task, with several labels a row told from one."""
         return "multilabel" if self.label_separator is not None else self.task
 
@@ -231,6 +267,9 @@ class Model(Section):
     """Normalise queries and keys, which steadies large learning rates."""
     tie_embeddings: bool = True
     """One matrix for input and output."""
+    bottleneck: Count = 0
+    """For task `detect`: so many numbers are all that remains of a position before it is rebuilt;
+    0 for a quarter of its measurements."""
 
 
 class Training(Section):
@@ -317,11 +356,15 @@ class Finetune(Training):
     loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile"] | None = (
         None
     )
-    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute`,
-    `huber` or `quantile` errors of standardised values for task `regress`."""
+    """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
+    `huber` errors of standardised values for tasks `regress` and `detect`; `quantile` (pinball)
+    for tasks `regress` and `forecast`."""
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     """The quantiles to foretell for task `regress`, rising, with the median 0.5 among them, which
     is then the answer's value. (0.1, 0.5, 0.9) for `loss = "quantile"`, otherwise none."""
+    trim: Fraction = 0.0
+    """For task `detect`: share of a batch's windows, those that are rebuilt worst, from which
+    nothing is learnt: they may be what is looked for."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes."""
 
@@ -346,6 +389,18 @@ class Evaluate(Section):
     """Documents scored at once; the scores do not depend on it."""
 
 
+class Audit(Section):
+    """Whether the released model treats people alike."""
+
+    protected: tuple[Annotated[str, Field(pattern=r"^[^*=\[\]]+(?:=?\*)?$")], ...] = ()
+    """Columns that hold a protected attribute, which `table.ignore` may keep from the model; or,
+    of a table, the prefix of columns of zeros and ones, such as `race_*`."""
+    positive: str | None = None
+    """The class that matters to people, such as being given credit; the second of two."""
+    min_rows: Positive = 30
+    """Fewer rows of a group are too few to measure."""
+
+
 class Gate(Section):
     """What must hold before a model is released."""
 
@@ -366,6 +421,12 @@ class Recipe(Section):
     """From text to ids."""
     table: Table = Table()
     """From a table's columns to what the model sees."""
+    image: Image = Image()
+    """From images to patches."""
+    audio: Audio = Audio()
+    """From sounds to frames."""
+    series: Series = Series()
+    """From a table of measurements to windows of series."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()
@@ -376,5 +437,7 @@ class Recipe(Section):
     """What stands beside."""
     evaluate: Evaluate = Evaluate()
     """Measuring."""
+    audit: Audit = Audit()
+    """Fairness."""
     gate: Gate = Gate()
     """Release or not."""

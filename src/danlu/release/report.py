@@ -14,15 +14,20 @@ from danlu.artifact import Artifact, write_json
 from danlu.audit.gate import Verdict, judge
 from danlu.log import LOWER_IS_BETTER, Metric, read_events
 from danlu.recipe import Recipe, dump
-from danlu.release import charts
+from danlu.release import charts, series_charts
 
-HEADLINE = {"classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss"}
+HEADLINE = {
+    "classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss",
+    "forecast": "mase", "detect": "f1",
+}  # fmt: skip
 _SHOWN = {
     "classify": (
         "accuracy roc_auc pr_auc f1_macro precision_macro recall_macro log_loss brier ece"
     ),
     "multilabel": "accuracy f1_macro f1_micro roc_auc pr_auc log_loss brier",
     "regress": "mae rmse r2 pinball interval_coverage interval_width quantiles_crossed",
+    "forecast": "mase smape mae crps pinball coverage_95 coverage_90 coverage_80 coverage_60",
+    "detect": ("f1 precision recall event_f1 event_precision event_recall roc_auc pr_auc"),
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
 
@@ -50,6 +55,13 @@ def _loss_note(recipe: Recipe) -> str:
 _COUNTED = {
     "text": {"bytes_per_token": "bytes/token", "truncated": "documents"},
     "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells"),
+    "image": {},
+    "audio": dict.fromkeys(("cut", "silent", "clipped", "unvoiced"), "clips") | {"seconds": "s"},
+    "series": dict.fromkeys(("missing", "clipped", "untold"), "measurements")
+    | {
+        "windows": "windows",
+        "empty": "windows",
+    },
 }
 """What the encoder counts in each split, and in which unit."""
 
@@ -67,7 +79,8 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
         Receives the files.
     """
     by_name = {artifact.stage: artifact for artifact in artifacts}
-    rows = [Metric(**row) for row in by_name["evaluate"].json("metrics.json")]
+    measured = [by_name[name] for name in ("evaluate", "audit") if name in by_name]
+    rows = [Metric(**row) for stage in measured for row in stage.json("metrics.json")]
     strongest = _strongest(recipe, rows)
     verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
     headline, beaten = _headline(recipe, rows, strongest)
@@ -169,7 +182,7 @@ def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tupl
     line = (
         f"{recipe.name}: {what} {figure(own.value, own.unit)} "
         f"[{figure(own.low, own.unit)}, {figure(own.high, own.unit)}] on {own.n:,} "
-        f"{'tokens' if own.unit.endswith('token') else 'test rows'}"
+        f"{_counted(recipe, own)}"
     )
     difference = _find(rows, recipe.name, f"{metric} - {strongest}")
     if difference is None or difference.low is None or difference.high is None:
@@ -187,6 +200,13 @@ def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tupl
     if high < 0:
         return f"{line}; IT IS WORSE THAN {strongest}: {gap}.", False
     return f"{line}; NOT SHOWN TO BEAT {strongest}: {gap}, and the interval holds 0.", False
+
+
+def _counted(recipe: Recipe, row: Metric) -> str:
+    """Return what a figure was measured on so many of."""
+    if row.unit.endswith("token"):
+        return "tokens"
+    return {"forecast": "test windows", "detect": "test steps"}.get(recipe.data.kind, "test rows")
 
 
 def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
@@ -299,10 +319,30 @@ def _facts(
         "network": network(config["backbone"]),
         "loss_note": _loss_note(recipe),
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
+        "fairness": _fairness(by_name["audit"], rows) if "audit" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
         "intervals": sorted({row.interval for row in measured if row.interval}),
+        "alarms": by_name["evaluate"].json("curves.json").get("alarms", []),
     }
+
+
+def _fairness(audit: Artifact, rows: list[Metric]) -> dict[str, Any]:
+    """Arrange ``accuracy[sex=Female]`` by attribute, group and figure, and the gaps beside."""
+    by: dict[str, Any] = {}
+    rows = [row for row in rows if row.stage == "audit" and "[" in row.metric]
+    for row in rows:
+        figure, _, rest = row.metric.partition("[")
+        attribute, is_group, group = rest.removesuffix("]").partition("=")
+        one = by.setdefault(attribute, {"groups": {}, "gaps": {}})
+        if is_group:
+            one["groups"].setdefault(group, {})[figure] = row
+        else:
+            one["gaps"][figure] = row
+    names = [row.metric.partition("[")[0] for row in rows if "=" in row.metric]
+    figures = [name for name in dict.fromkeys(names) if name != "rows"]
+    about: dict[str, Any] = audit.json("report.json")
+    return about | {"attributes": by, "figures": figures}
 
 
 def _by_class(rows: list[Metric]) -> dict[str, dict[str, Metric]]:
@@ -343,8 +383,26 @@ def _charts(recipe: Recipe, by_name: dict[str, Artifact], rows: list[Metric]) ->
         )
         classes = by_name["data"].json("report.json")["classes"]
         found["confusion"] = charts.confusion(curves[recipe.name]["confusion"], classes)
+    if recipe.data.modality == "series":
+        found |= _of_series(recipe, curves, by_name["tokenizer"].json("report.json"))
     if recipe.data.kind == "regress":
         found["points"] = charts.points(*curves[recipe.name]["points"])
     return {
         k: [Markup(x) for x in v] if isinstance(v, list) else Markup(v) for k, v in found.items()
+    }
+
+
+def _of_series(recipe: Recipe, curves: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """Draw what there is to draw of series."""
+    several = recipe.series.context + recipe.series.horizon > 1
+    samples = seen["samples"] if several else []
+    found: dict[str, Any] = {
+        "windows": [series_charts.window(sample, seen["target"]) for sample in samples]
+    }
+    if recipe.data.task == "detect":
+        return found | {"scores": series_charts.scores(curves["score"], curves["threshold"])}
+    return found | {
+        "fans": [series_charts.fan(one, seen["target"]) for one in curves["fans"]],
+        "by_step": series_charts.by_step(curves["models"]),
+        "coverage": series_charts.coverage(curves["models"]),
     }

@@ -19,6 +19,7 @@ from danlu.data.modality import Documents
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities, quantiles
 from danlu.model import heads, native
+from danlu.serve import series
 
 
 class Engine:
@@ -72,7 +73,7 @@ class Engine:
                 )
             backbone = heads.read_config(config["backbone"])
             num_outputs = len(config["classes"]) or len(config.get("quantiles", [])) or 1
-            model = heads.build(backbone, config["head"], num_outputs)
+            model = heads.build(backbone, config["head"], num_outputs, shape=config.get("shape"))
             model.load_state_dict(load_file(folder / "model.safetensors"))
             reader = kinds.of(config["modality"]).reader(encoder or folder, config)
         except DanluError:
@@ -144,10 +145,12 @@ class Engine:
             the median, and whether they ``crossed`` and were put in order. Also what the
             reader noted: of a text the number of ``tokens`` and whether it was ``truncated``
             to what the model sees; of a row how many cells are ``missing``, ``unreadable``,
-            ``unknown`` or ``clipped``.
+            ``unknown`` or ``clipped``. Of series see :func:`danlu.serve.series.predict`.
         """
         if not records:
             return []
+        if self.modality == "series":
+            return series.predict(self, records, batch_size)
         documents, notes = self._read(records)
         answers, crossed = self._answers(documents, batch_size)
         return [

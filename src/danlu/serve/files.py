@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from danlu.data.encoding import detect, open_text
 from danlu.errors import DataError, InputError
+from danlu.serve import series
 from danlu.serve.engine import Engine
 
 Rows = list[dict[str, Any]]
@@ -39,8 +40,15 @@ def predict_file(
     rows : int
     counts : dict of str to int
         Over the rows: of texts how many were ``truncated``, of tables how many cells were
-        ``missing``, ``unreadable``, ``unknown`` or ``clipped``; of how many rows the
-        quantiles ``crossed``.
+        ``missing``, ``unreadable``, ``unknown`` or ``clipped``, and of how many rows the
+        quantiles ``crossed``; of a forecast how many
+        measurements were ``missing``, of a detector the ``alarms`` and the ``unscored`` rows.
+
+    Notes
+    -----
+    A file for a model of series is a long table. A forecast's file holds the quantiles of each
+    step of the horizon in place of the rows; where there are covariates, the file may hold them
+    beyond the last measurement.
 
     Raises
     ------
@@ -49,17 +57,16 @@ def predict_file(
     DataError
         If a row cannot be read or the columns do not fit.
     """
-    if not path.is_file():
-        raise InputError("there is no such file", where=str(path))
-    ending = path.suffix.lower()
-    if ending not in _READERS:
-        raise InputError(f"danlu predicts {', '.join(_READERS)} files", where=str(path))
-    output = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
-    if output.resolve() == path.resolve():
-        raise InputError("the output would overwrite the input", where=str(output))
-    if output.suffix.lower() != ending:
-        raise InputError(f"the output is a {ending} file as the input is", where=str(output))
+    if engine.modality in ("image", "audio"):
+        raise InputError(
+            "a model of images or sounds is asked about the files themselves",
+            where=str(path),
+            mend="danlu predict RUN FILE…",
+        )
+    output, ending = _place(path, output), path.suffix.lower()
     rows, names = _READERS[ending](path)
+    if engine.modality == "series":
+        return _series(engine, path, rows, names, output)
     added = _columns(engine)
     of_texts = engine.modality == "text"
     if of_texts and column not in names:
@@ -83,13 +90,56 @@ def predict_file(
         answers[row] |= _flat(answer)
         for what in _COUNTED & answer.keys():
             counts[what] = counts.get(what, 0) + answer[what]
+    _written(output, _WRITERS[ending], path, rows, answers, [*names, *added])
+    return output, len(records), counts
+
+
+def _place(path: Path, output: Path | None) -> Path:
+    """Return where the answers about a file go, or refuse the file or the place."""
+    if not path.is_file():
+        raise InputError("there is no such file", where=str(path))
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        raise InputError(f"danlu predicts {', '.join(_READERS)} files", where=str(path))
+    output = output or path.with_name(f"{path.stem}.predicted{path.suffix}")
+    if output.resolve() == path.resolve():
+        raise InputError("the output would overwrite the input", where=str(output))
+    if output.suffix.lower() != ending:
+        raise InputError(f"the output is a {ending} file as the input is", where=str(output))
+    return output
+
+
+def _written(output: Path, writer: Callable[..., None], *content: Any) -> None:
+    """Write beside the output's place, then put it there as a whole."""
     aside = output.with_name(f".{output.name}.new")
     try:
-        _WRITERS[ending](aside, path, rows, answers, [*names, *added])
+        writer(aside, *content)
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
-    return output, len(records), counts
+
+
+def _series(
+    engine: Engine, path: Path, rows: Rows, names: list[str], output: Path
+) -> tuple[Path, int, dict[str, int]]:
+    """Write a forecast's steps, or the rows with their scores."""
+    if not rows:
+        raise DataError("the file holds no rows", where=str(path))
+    engine.reader.parse(rows)
+    if engine.kind == "detect":
+        added, counts = series.scored_rows(engine, rows)
+        columns = [*names, *added[0]]
+        if both := sorted(set(added[0]) & set(names)):
+            raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
+        _written(output, _WRITERS[path.suffix.lower()], path, rows, added, columns)
+        return output, len(rows), counts
+    ahead, counts = series.foretold_rows(engine, rows)
+    if path.suffix.lower() == ".parquet":
+        _written(output, lambda to: pq.write_table(pa.Table.from_pylist(ahead), to))
+    else:
+        writer, nothing = _WRITERS[path.suffix.lower()], [dict[str, Any]() for _ in ahead]
+        _written(output, writer, path, ahead, nothing, list(ahead[0]))
+    return output, len(ahead), counts
 
 
 _COUNTED = {"truncated", "crossed", "missing", "unreadable", "unknown", "clipped"}

@@ -58,8 +58,10 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     Routes
     ------
     ``POST /v1/predict``
-        ``{"texts": ["…"]}`` (or ``{"text": "…"}``; of tables ``rows`` and ``row``, objects)
-        gives ``{"model", "predictions"}``.
+        ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
+        tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
+        ``clips`` and ``clip`` are files in base64; of series ``histories`` and ``history`` are
+        lists of rows.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
@@ -75,7 +77,10 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
         began = time.perf_counter()
         try:
             records = _records(await _body(request), engine)
-            predictions = await to_thread.run_sync(engine.predict, records, limiter=at_once)
+            try:
+                predictions = await to_thread.run_sync(engine.predict, records, limiter=at_once)
+            except DataError as error:  # what shows only when a table is read as a whole
+                raise _RefusedError(422, error.what) from None
             response = JSONResponse({"model": engine.name, "predictions": predictions})
             answered.inc(len(records))
         except _RefusedError as refused:
@@ -124,7 +129,13 @@ async def _body(request: Request) -> Any:
         raise _RefusedError(400, "the request is not valid JSON") from None
 
 
-_NAMES = {"text": ("text", "texts"), "table": ("row", "rows")}
+_NAMES = {
+    "text": ("text", "texts"),
+    "table": ("row", "rows"),
+    "image": ("image", "images"),
+    "audio": ("clip", "clips"),
+    "series": ("history", "histories"),
+}
 """How a request calls what a model is asked about: one, and several."""
 
 

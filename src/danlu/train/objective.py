@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.batch import Batch
+from danlu.model.outlook import measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,30 +155,64 @@ def error(kind: str = "squared") -> Objective:
     return Objective(f"{kind} error", unit, total, lambda b: float(_given(b.label).numel()))
 
 
-def pinball(quantiles: Sequence[float]) -> Objective:
+def pinball(levels: Sequence[float]) -> Objective:
     """Pinball loss of standardised values, in standard deviations: a mean over quantiles.
 
     Parameters
     ----------
-    quantiles : sequence of float
-        In (0, 1): the level of each output.
+    levels : sequence of float
+        In (0, 1): the level of each output, the last axis of the answers.
 
     Notes
     -----
     Where the truth lies above the answer by d the loss is level × d, where it lies below by
     d, (1 − level) × d: least where as large a share of truths as the level lies below
     (Koenker & Bassett, "Regression Quantiles", 1978). Outputs may cross; see
-    :func:`danlu.evaluate.predict.quantiles`.
+    :func:`danlu.evaluate.predict.quantiles`. Answers are of shape (N, C), or (N, H, C) for H
+    steps ahead; labels of shape (N, H), NaN where nothing was measured, which bears no loss.
     """
+    level_C = torch.tensor(list(levels))
 
-    def total(values_NC: Tensor, batch: Batch) -> Tensor:
-        level_C = torch.tensor(list(quantiles), device=values_NC.device)
-        above_NC = _given(batch.label) - values_NC
-        return torch.maximum(level_C * above_NC, (level_C - 1) * above_NC).mean(-1).sum()
+    def total(answers: Tensor, batch: Batch) -> Tensor:
+        truth_NH = _given(batch.label)
+        answer_NHC = answers.reshape(*truth_NH.shape, -1)
+        there = ~truth_NH.isnan()
+        above = truth_NH[there][:, None] - answer_NHC[there]
+        level = level_C.to(above.device)
+        return torch.maximum(level * above, (level - 1) * above).mean(-1).sum()
 
-    return Objective(
-        "pinball", "standard deviation", total, lambda b: float(_given(b.label).numel())
-    )
+    def count(batch: Batch) -> float:
+        return float((~_given(batch.label).isnan()).sum())
+
+    return Objective("pinball", "standard deviation", total, count)
+
+
+def rebuilding(patch: int, variables: int, kind: str = "absolute", trim: float = 0.0) -> Objective:
+    """Error of rebuilt measurements, the mean over those of a window.
+
+    Parameters
+    ----------
+    patch, variables : int
+        See :func:`danlu.model.outlook.measurements`.
+    kind : {"absolute", "squared", "huber"}
+    trim : float
+        In [0, 1): share of the windows of a batch, those of the largest error, that are left
+        out. Least trimmed squares (Rousseeuw, 1984) in batches: the anomalies that are in the
+        training period, too, must not be learnt. A batch in parts is trimmed part by part.
+    """
+    unit, function = _ERRORS[kind]
+
+    def total(rebuilt_NWV: Tensor, batch: Batch) -> Tensor:
+        truth, there = measurements(batch, patch, variables)
+        error = function(rebuilt_NWV, truth, reduction="none") * there
+        error_N = error.sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
+        return error_N.sort().values[: _kept(batch, trim)].sum()
+
+    return Objective("rebuilding", unit, total, lambda b: float(_kept(b, trim)))
+
+
+def _kept(batch: Batch, trim: float) -> int:
+    return max(1, int((1 - trim) * batch.num_documents))
 
 
 @torch.inference_mode()

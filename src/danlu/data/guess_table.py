@@ -1,0 +1,183 @@
+"""``danlu new`` for tables: whether a file is one, what is to be foretold, what says nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from danlu.data.table import date, number, tidy
+from danlu.errors import DataError
+
+if TYPE_CHECKING:
+    from danlu.data.guess import Guess
+
+Rows = list[dict[str, Any]]
+
+CLASSES = 30
+"""Most different values that a label may have without being a number to foretell."""
+_TARGETS = re.compile(
+    r"^(label|labels|target|class|category|y|outcome|diagnosis|default(ed)?|churn(ed)?|fraud"
+    r"|survived|income|salary|species|quality|price|saleprice|value|score|rating|stars?|spam)$",
+    re.IGNORECASE,
+)
+_SENTENCE, _PAGE = 16, 60  # characters from which strings are texts, and from which surely
+_IDEOGRAPH = 2.5  # Latin letters that one says as much as
+_FEW, _OTHERS = 2, 4  # columns beside a word, or a sentence, that make a table
+_ALL = 0.95  # share of different strings from which a column names each row
+
+
+def is_table(sample: Rows, names: list[str], target: str | None) -> bool:
+    """Return whether rows are cells rather than texts with something beside them.
+
+    A text is long and seldom repeated. A shorter one (a name, an address) among several other
+    columns makes no text either.
+    """
+    others = [name for name in names if name != target]
+    lengths = {name: _text_length([row.get(name) for row in sample]) for name in others}
+    longest = max(lengths.values(), default=0.0)
+    beside = sum(length == 0 for length in lengths.values())
+    needed = 0 if longest == 0 else _FEW if longest < _SENTENCE else _OTHERS
+    return longest < _PAGE and beside >= needed
+
+
+def _text_length(cells: list[Any]) -> float:
+    """Return the mean length of a column's texts; 0 if it holds none."""
+    texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+    plain = [text for text in texts if math.isnan(number(text)) and date(text) is None]
+    if len(plain) <= len(cells) / 2 or len(set(plain)) <= len(plain) / 4:
+        return 0.0
+    sizes = [len(t) + (_IDEOGRAPH - 1) * len(re.findall("[\u3400-\u9fff]", t)) for t in plain]
+    return sum(sizes) / len(sizes)
+
+
+def target_of(
+    sample: Rows, names: list[str], target: str | None, reasons: list[str]
+) -> tuple[str, str]:
+    """Return the column to be foretold, and the task that it makes.
+
+    Raises
+    ------
+    DataError
+        If no column looks like one, or the one that is named cannot be foretold.
+    """
+    label = target
+    if label is None:
+        label = next((name for name in names if _TARGETS.match(name)), None)
+        why = "its name says so"
+        if label is None:
+            values = _values(sample, names[-1])
+            if not 2 <= len(set(values)) <= min(CLASSES, len(sample) / 5):
+                raise DataError(
+                    "no column holds text, and none looks like what is to be foretold",
+                    where=", ".join(names),
+                    mend="name it with --target",
+                )
+            label = names[-1]
+            why = f"it is the last and has only {len(set(values))} different values"
+        reasons.append(f"label: column {label!r}, for {why}")
+    values = _values(sample, label)
+    different, numbers = len(set(values)), all(not math.isnan(number(v)) for v in values)
+    if different < 2:
+        raise DataError(
+            f"the column {label!r} has only one value", where="--target", mend="choose another"
+        )
+    if numbers and (different > CLASSES or different > len(values) / 2):
+        reasons.append(f"task: regress, for {label!r} holds {different} different numbers")
+        return label, "regress"
+    if different > max(50, len(values) // 10):
+        raise DataError(
+            f"the column {label!r} has {different} different values, too many for classes",
+            where="--target",
+            mend="choose another",
+        )
+    reasons.append(f"task: classify, for {label!r} has {different} different values")
+    return label, "classify"
+
+
+def _values(sample: Rows, name: str) -> list[str]:
+    return [str(cell) for row in sample if (cell := tidy(row.get(name))) is not None]
+
+
+def left_out(sample: Rows, names: list[str], label: str) -> dict[str, str]:
+    """Return the columns that say nothing of other rows, or everything of their own, and why."""
+    found = {}
+    answers = [str(tidy(row.get(label))) for row in sample]
+    for name in (name for name in names if name != label):
+        cells = [tidy(row.get(name)) for row in sample]
+        given = [str(cell) for cell in cells if cell is not None]
+        different = len(set(given))
+        numbers = [number(cell) for cell in given]
+        if different >= 2 and len(given) == len(sample) and _one_to_one(given, answers):
+            found[name] = "it is the label in other words"
+        elif given and _counts(numbers):
+            found[name] = "it counts the rows"
+        elif (
+            different > _ALL * len(given) > 0
+            and all(map(math.isnan, numbers))
+            and any(date(cell) is None for cell in given)
+        ):
+            found[name] = "nearly every row has another"
+    return found
+
+
+def _one_to_one(cells: list[str], answers: list[str]) -> bool:
+    pairs = set(zip(cells, answers, strict=True))
+    few = len(pairs) <= min(CLASSES, len(cells) / 5)
+    return few and len(pairs) == len(set(cells)) == len(set(answers))
+
+
+def _counts(numbers: list[float]) -> bool:
+    """Return whether numbers go up by one from row to row."""
+    return len(numbers) > 2 and all(later - before == 1 for before, later in pairwise(numbers))
+
+
+def quote(text: str) -> str:
+    """Return a string as TOML writes it."""
+    # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def render(guess: Guess, sources: str, reasons: str) -> str:
+    """Return the recipe of a table."""
+    small = guess.rows < 2000
+    ignored = ", ".join(map(quote, guess.ignore))
+    table = "" if not ignored else f"\n[table]\nignore = [{ignored}]\n"
+    classify = guess.task == "classify"
+    require = "test.accuracy.low - majority > 0" if classify else "test.mae.high - mean < 0"
+    return f"""# Written by `danlu new` after a look at {guess.data.name}:
+{reasons}
+# `danlu check` shows every value that is derived; `danlu schema` lists every key.
+seed = 0
+
+[data]
+modality = "table"
+task = "{guess.task}"
+label = {quote(guess.label or "")}
+sources = [                  # say where the data come from: the licence goes into the model card
+{sources}
+]
+
+[data.split]
+by = "random"                # group:COLUMN or time:COLUMN, where rows belong together
+test = 0.2
+validation = 0.1
+{table}
+[model]
+backbone = "mlp"             # linear, or transformer, which also learns from rows without a label
+depth = 2                    # hidden layers
+width = {64 if small else 256}
+
+[pretrain]
+objective = "none"           # masked, for a transformer
+
+[finetune]
+epochs = {60 if small else 20}
+batch_size = {32 if small else 128}
+choose_by = "loss"           # on the validation split
+
+[gate]                       # what must hold before the model is released; `- baseline` asks
+require = ["{require}"]      # for more than the strongest of the classical models
+"""

@@ -1,0 +1,74 @@
+"""Every shipped recipe is read, and runs small where its data are at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import danlu
+from danlu.data.archive import cache
+from danlu.recipe import load
+
+SMALL = ["evaluate.bootstrap=100", "gate.require=[]"]
+RUNS = {
+    "two-features": ["finetune.epochs=2"],
+    "clinic": ["finetune.epochs=2"],
+    "credit": [
+        "finetune.epochs=1",
+        "model.width=16",
+        "table.bins=0",
+        "data.split.test=0.6",
+        "data.split.validation=0.3",
+    ],
+    "houses": ["finetune.epochs=2"],
+    "houses-linear": ["finetune.epochs=2"],
+}
+
+
+def at_hand(recipe):
+    """Skip where a recipe's data would have to be downloaded."""
+    for source in recipe.data.sources:
+        archive = cache() / "archives" / str(source.sha256)
+        if source.sha256 and not (archive.is_dir() and any(archive.iterdir())):
+            package = source.path.partition("/")[0]
+            pytest.skip(f"{package} is not in danlu's cache, and tests download nothing")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_read_and_says_where_its_data_come_from(root, name):
+    path = root / "recipes" / f"{name}.toml"
+    recipe, _ = load(path)
+    assert recipe.gate.require
+    assert all(source.licence != "not stated" for source in recipe.data.sources)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_runs_small(root, tmp_path, name):
+    path = root / "recipes" / f"{name}.toml"
+    recipe, _ = load(path, [*SMALL, *RUNS[name]])
+    at_hand(recipe)
+    result = danlu.run(path, tmp_path / "run", overrides=[*SMALL, *RUNS[name]])
+    measured = {(m.model, m.split, m.metric) for m in result.metrics}
+    headline = "mae" if recipe.data.task == "regress" else "accuracy"
+    assert (name, "test", headline) in measured
+    assert ("boosting", "test", headline) in measured
+    for protected in recipe.audit.protected:
+        assert any(protected[:3] in metric for _, _, metric in measured)
+
+
+def test_the_clinic_s_columns_are_scikit_learn_s(root):
+    from sklearn.datasets import load_breast_cancer
+
+    recipe, _ = load(root / "recipes" / "clinic.toml")
+    *header, label = recipe.data.sources[0].header
+    ours = [sorted(name.split()) for name in header]
+    theirs = load_breast_cancer().feature_names
+    assert ours == [sorted(name.split()) for name in theirs]
+    assert label == recipe.data.label
+
+
+def test_the_answer_is_not_among_the_questions(root):
+    recipe, _ = load(root / "recipes" / "credit.toml")
+    assert "salary_<=50K" in recipe.table.ignore
+    assert recipe.data.label == "salary_>50K"
