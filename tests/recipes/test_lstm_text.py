@@ -27,7 +27,7 @@ from tolerances import SIMPLE
 
 LENGTH, BATCH, RATE, PATIENCE = 500, 32, 1e-3, 3
 SMALL = [
-    "tokenizer.vocab_size=1000", "model.width=32", "model.hidden=24", "finetune.epochs=5",
+    "tokenizer.vocab_size=1000", "model.width=32", "model.hidden=24", "finetune.epochs=4",
     "evaluate.bootstrap=200", "gate.require=[]",
 ]  # fmt: skip
 
@@ -161,7 +161,8 @@ def test_the_recipe_asks_for_what_the_reference_does(root):
 
 
 def test_a_small_run_is_not_two_points_below_the_reference(root, tmp_path):
-    ours, theirs = compared(root, tmp_path / "run", [*SMALL, *sample(tmp_path)])
+    ours, theirs = compared(root, tmp_path / "run", [*SMALL, *sample(tmp_path, every=14)])
+    print(ours.mean(), theirs.mean(), len(ours))
     assert ours.mean() > 0.65
     assert ours.mean() - theirs.mean() > -0.02
 
