@@ -28,7 +28,7 @@ from tolerances import SIMPLE
 LENGTH, BATCH, RATE, PATIENCE = 500, 32, 1e-3, 3
 SMALL = [
     "tokenizer.vocab_size=1000", "model.width=32", "model.hidden=24", "finetune.epochs=4",
-    "evaluate.bootstrap=200", "gate.require=[]",
+    "data.split.test=0.4", "evaluate.bootstrap=200", "gate.require=[]",
 ]  # fmt: skip
 
 
@@ -160,21 +160,27 @@ def test_the_recipe_asks_for_what_the_reference_does(root):
     assert (model.width, model.hidden, model.depth, model.causal) == (256, 128, 1, True)
 
 
-def test_a_small_run_is_not_two_points_below_the_reference(root, tmp_path):
-    ours, theirs = compared(root, tmp_path / "run", [*SMALL, *sample(tmp_path, every=14)])
-    print(ours.mean(), theirs.mean(), len(ours))
-    assert ours.mean() > 0.65
-    assert ours.mean() - theirs.mean() > -0.02
+def difference(ours, theirs):
+    """Return the difference of the accuracies with its paired 95% interval."""
+    resamples, gap = Bootstrap(len(ours), 2000, 0), ours.astype(float) - theirs
+    return gap.mean(), *resamples.interval(resamples.values(lambda rows: gap[rows].mean()))
+
+
+def test_a_small_run_is_not_shown_to_be_two_points_below_the_reference(root, tmp_path):
+    """With a thousand texts chance alone makes a point or two: the whole run is stricter."""
+    ours, theirs = compared(root, tmp_path / "run", [*SMALL, *sample(tmp_path)])
+    assert len(ours) > 1000
+    assert min(ours.mean(), theirs.mean()) > 0.65
+    _, _, high = difference(ours, theirs)
+    assert high > -0.02
 
 
 @pytest.mark.skipif("DANLU_PARITY" not in os.environ, reason="half an hour; see `make parity`")
 def test_the_whole_run_is_not_two_points_below_the_reference(root, tmp_path):
     ours, theirs = compared(root, tmp_path / "run", [])
-    resamples = Bootstrap(len(ours), 2000, 0)
-    gap = ours.astype(float) - theirs
-    low, high = resamples.interval(resamples.values(lambda rows: gap[rows].mean()))
+    gap, low, high = difference(ours, theirs)
     print(
         f"\nlstm-text {ours.mean():.4f}, reference {theirs.mean():.4f}, difference "
-        f"{gap.mean():+.4f} [{low:+.4f}, {high:+.4f}] on {len(ours)} test texts"
+        f"{gap:+.4f} [{low:+.4f}, {high:+.4f}] on {len(ours)} test texts"
     )
-    assert gap.mean() > -0.02
+    assert gap > -0.02
