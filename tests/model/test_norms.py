@@ -9,6 +9,7 @@ from references import place
 from torch import nn
 
 from danlu.model.classic import Classic, ClassicConfig
+from danlu.model.heads import build, read_config
 from danlu.model.norms import BatchNorm, norm
 from tolerances import COMPOSED, SIMPLE
 
@@ -104,7 +105,16 @@ def test_in_training_a_batch_norm_looks_at_the_whole_batch_and_the_others_do_not
         assert torch.equal(first, second) is (norm_kind != "batch"), norm_kind
 
 
-def test_the_norm_of_a_cnn_of_one_axis_stays_rms_unless_asked():
-    assert ClassicConfig("cnn", 40, 1, 6, 6).norm == "rms"
+@pytest.mark.parametrize(("kind", "own"), [("cnn", "rms"), ("mlp", "none"), ("lstm", "none")])
+def test_a_model_of_before_there_was_a_choice_is_read_as_it_was(kind, own):
+    fields = {"kind": kind, "vocab_size": 40, "num_layers": 2, "dim": 6, "hidden_dim": 6}
+    config = read_config(fields)
+    assert config.norm == own
+    named = {name for name, _ in build(config, "classify", 3).named_parameters()}
+    assert any("norm" in name for name in named) is (kind == "cnn")
+    assert read_config(config.to_dict()) == config
+
+
+def test_a_norm_of_no_known_kind_is_refused():
     with pytest.raises(ValueError, match="norm must be one of none, batch"):
         ClassicConfig("cnn", 40, 1, 6, 6, norm="group")

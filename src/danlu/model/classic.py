@@ -45,9 +45,10 @@ class ClassicConfig:
         Odd: the positions that a convolution looks at.
     activation : str
         Of a convolution or an MLP; a key of :data:`danlu.model.ops.ACTIVATIONS`.
-    norm : {"none", "batch", "layer", "rms"}
+    norm : {"none", "batch", "layer", "rms"}, optional
         Of a convolution's input (of images: its output), or of what an MLP's activations are
-        given; see :func:`danlu.model.norms.norm`.
+        given; see :func:`danlu.model.norms.norm`. If it is not given, as in models of before
+        there was a choice, ``rms`` for a convolution and ``none`` for the others.
     value_shape : tuple of int, optional
         H, W and C, where each value is a whole image; for ``cnn``.
     causal : bool
@@ -66,7 +67,7 @@ class ClassicConfig:
     hidden_dim: int
     window: int = 3
     activation: str = "relu"
-    norm: NormKind = "rms"
+    norm: NormKind | None = None
     value_shape: tuple[int, int, int] | None = None
     causal: bool = False
     dropout: float = 0.0
@@ -88,6 +89,8 @@ class ClassicConfig:
             raise ValueError(f"window must be odd, not {self.window}")
         if self.causal and self.kind == "cnn":
             raise ValueError("a convolution sees both sides; it cannot be causal")
+        if self.norm is None:
+            object.__setattr__(self, "norm", "rms" if self.kind == "cnn" else "none")
         if self.norm not in get_args(NormKind):
             raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}")
         if self.value_shape is not None:
@@ -116,7 +119,7 @@ class Dense(nn.Module):
             self.matrix = nn.Linear(config.dim, config.dim)
             nn.init.kaiming_normal_(self.matrix.weight, nonlinearity="relu")
             nn.init.zeros_(self.matrix.bias)
-        self.norm = norm(config.norm, config.dim, config.norm_epsilon)
+        self.norm = norm(config.norm or "none", config.dim, config.norm_epsilon)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
@@ -134,7 +137,7 @@ class Convolution(nn.Module):
 
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
-        self.norm = norm(config.norm, config.dim, config.norm_epsilon)
+        self.norm = norm(config.norm or "none", config.dim, config.norm_epsilon)
         self.filter = nn.Conv1d(config.dim, config.dim, config.window, padding="same")
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
@@ -197,7 +200,7 @@ def _intake(config: ClassicConfig) -> Intake | None:
         config.value_shape,
         config.num_layers,
         config.dim,
-        norm_kind=config.norm,
+        norm_kind=config.norm or "none",
         activation=config.activation,
         dropout=config.dropout,
         epsilon=config.norm_epsilon,
