@@ -134,15 +134,7 @@ def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
 def _of_texts(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
-    answers = baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
-    return [*answers, *_of_quantiles(recipe, values)]
-
-
-def _of_quantiles(recipe: Recipe, values: Any) -> list[Any]:
-    from danlu.evaluate import baseline as baselines
-
-    levels = recipe.finetune.quantiles
-    return [baselines.quantiles(values["train"], len(values["test"]), levels)] if levels else []
+    return baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
 
 
 def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
@@ -156,7 +148,7 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     best = baselines.boosting(
         cells, categories, values, recipe.data.kind, recipe.seed, recipe.finetune.quantiles or ()
     )
-    return [*answers, *_of_quantiles(recipe, values), best]
+    return [*answers, best]
 
 
 def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
@@ -197,6 +189,10 @@ def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
         rows = {name: kind.records(data, name) for name in NAMES}
         values = {name: truth(recipe, data, name) for name in NAMES}
         answers = _BASELINES[recipe.data.modality](recipe, rows, values)
+        if levels := recipe.finetune.quantiles:
+            from danlu.evaluate.baseline import quantiles
+
+            answers.append(quantiles(values["train"], len(values["test"]), levels))
     for answer in answers:
         np.save(folder / f"{answer.model}.npy", answer.answer)
     write_json(folder / "report.json", {answer.model: answer.settings for answer in answers})
@@ -260,6 +256,8 @@ def audit(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     classes = read_json(paths["data"] / "report.json")["classes"]
     positive = fairness.positive_class(recipe.audit.positive, classes, recipe.data.kind)
     actual = truth(recipe, paths["data"], "test")
+    if levels := recipe.finetune.quantiles:
+        said = [row[levels.index(0.5)] for row in said]  # the median is the answer's value
     answers = fairness.Answers(recipe.data.kind, actual, np.asarray(said), positive)
     bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
     cells = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import mean_pinball_loss
 
 from danlu.evaluate import baseline
 from danlu.evaluate.baseline import analyzer, fit
@@ -235,3 +236,21 @@ def test_boosting_gives_probabilities_and_says_what_it_chose():
     np.testing.assert_allclose(trees.answer.sum(1), 1)
     assert trees.settings["learning_rate"] in (0.05, 0.1)
     assert ((trees.answer[:, 1] > 0.5) == truth["test"]).mean() > 0.85
+
+
+def test_boosted_quantiles_rise_and_hold_about_the_share_that_they_should():
+    cells, truth = tables()
+    levels = (0.1, 0.5, 0.9)
+    trees = baseline.boosting(cells, [False, False, False, True], truth, "regress", 0, levels)
+    assert trees.answer.shape == (90, 3)
+    assert (np.diff(trees.answer, axis=1) >= 0).all()
+    assert set(trees.settings) == {"chosen_on", "at 0.1", "at 0.5", "at 0.9"}
+    trivial = baseline.quantiles(truth["train"], 90, levels)
+    assert trivial.answer.shape == (90, 3)
+    shares = (truth["train"][:, None] <= trivial.answer[0]).mean(0)
+    np.testing.assert_allclose(shares, levels, atol=0.01)
+    for q, level in enumerate(levels):
+        mine, theirs = (
+            mean_pinball_loss(truth["test"], a.answer[:, q], alpha=level) for a in (trees, trivial)
+        )
+        assert mine < 0.6 * theirs

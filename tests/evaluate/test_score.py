@@ -13,11 +13,13 @@ from danlu.evaluate.score import (
     Scored,
     areas,
     class_metrics,
+    crossings,
     curves,
     differences,
     expected_calibration_error,
     label_metrics,
     measure,
+    quantile_metrics,
     slices,
     value_metrics,
 )
@@ -421,3 +423,60 @@ def test_areas_are_those_of_scikit_learn(decimals):
             reference.average_precision_score(truth, score),
         )
         assert areas(truth, score) == pytest.approx(expected, abs=1e-12)
+
+
+LEVELS = (0.1, 0.5, 0.9)
+
+
+def _foretold(n, seed=0):
+    """Truths, and rising quantiles that know a little of them."""
+    generator = np.random.default_rng(seed)
+    truth = generator.normal(size=n)
+    middle = 0.5 * truth + 0.3 * generator.normal(size=n)
+    return truth, middle[:, None] + generator.uniform(0.1, 1.5, (n, 3)).cumsum(1) - 1.0
+
+
+def test_quantile_metrics_agree_with_scikit_learn_and_a_slow_loop():
+    truth, answer = _foretold(60)
+    found = quantile_metrics(truth, answer, LEVELS)
+    each = [
+        reference.mean_pinball_loss(truth, answer[:, q], alpha=level)
+        for q, level in enumerate(LEVELS)
+    ]
+    inside = width = 0
+    for actual, (low, _, high) in zip(truth, answer, strict=True):
+        inside += low <= actual <= high
+        width += high - low
+    assert found["pinball"] == pytest.approx(np.mean(each), abs=1e-12)
+    assert found["interval_coverage"] == inside / 60
+    assert 0 < inside < 60
+    assert found["interval_width"] == pytest.approx(width / 60, abs=1e-12)
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(truth, answer[:, 1]))
+
+
+def test_quantiles_are_measured_beside_a_model_that_has_none():
+    truth, answer = _foretold(80)
+    ours = Scored("ours", "test", truth, answer, LEVELS)
+    other = Scored("mean", "test", truth, np.full(80, truth.mean()))
+    rows, resampled = measure([ours, other], "regress", [], Bootstrap(80, 200, 0))
+    by = {(row.model, row.metric): row for row in rows}
+    assert ("mean", "pinball") not in by
+    assert by["ours", "pinball"].low < by["ours", "pinball"].value < by["ours", "pinball"].high
+    inside = int(((answer[:, 0] <= truth) & (truth <= answer[:, 2])).sum())
+    coverage = by["ours", "interval_coverage"]
+    assert (coverage.low, coverage.high) == wilson(inside, 80)
+    assert (coverage.interval, coverage.unit) == (WILSON, "share")
+    assert by["ours", "interval_width"].unit == "label"
+    assert {"pinball", "interval_width", "quantiles_crossed"} <= LOWER_IS_BETTER
+    names = {row.metric for row in differences(rows, resampled, "ours", ["mean"], 200)}
+    assert names == {"mae - mean", "rmse - mean", "r2 - mean"}
+    half = {"first": np.arange(80) < 40}
+    (part,) = slices(ours, "regress", half)
+    assert part.value == pytest.approx(np.abs(truth - answer[:, 1])[:40].mean())
+    assert curves(ours, "regress", [])["points"][1] == answer[:, 1].tolist()
+
+
+def test_crossed_quantiles_are_counted():
+    row = crossings(3, Scored("ours", "test", *_foretold(60), LEVELS))
+    assert (row.value, row.n, row.unit) == (0.05, 60, "share")
+    assert (row.low, row.high) == wilson(3, 60)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, log_softmax
+from sklearn.metrics import mean_pinball_loss
 
 from danlu.batch import PADDING, Batch
 from danlu.model.backbone import BackboneConfig
@@ -122,6 +123,58 @@ def test_an_error_is_summed_over_values(kind):
     }[kind]
     assert float(objective.total(values, whole)) == pytest.approx(wanted, rel=SIMPLE)
     assert objective.count(whole) == 24
+
+
+LEVELS = (0.1, 0.5, 0.9)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (0.25, 0.5)])
+def test_the_pinball_loss_is_scikit_learns_and_that_of_a_slow_loop(levels):
+    label = torch.randn(8, 1)
+    values = torch.randn(8, len(levels))
+    objective = objectives.pinball(levels)
+    whole = batch(label=label)
+    slow = 0.0
+    for truth, answers in zip(label[:, 0].tolist(), values.tolist(), strict=True):
+        for level, answer in zip(levels, answers, strict=True):
+            d = truth - answer
+            slow += (level * d if d > 0 else (level - 1) * d) / len(levels)
+    theirs = sum(
+        mean_pinball_loss(label[:, 0].double(), values[:, column].double(), alpha=level)
+        for column, level in enumerate(levels)
+    )
+    found = float(objective.total(values, whole))
+    assert found == pytest.approx(slow, rel=SIMPLE)
+    assert found / objective.count(whole) == pytest.approx(theirs / len(levels), rel=SIMPLE)
+    assert objective.unit == "standard deviation"
+
+
+def test_the_least_pinball_loss_is_that_of_the_quantiles():
+    truth = torch.from_numpy(np.random.default_rng(0).gamma(2.0, size=501).astype(np.float32))
+    answer = torch.zeros(1, 3, requires_grad=True)
+    objective = objectives.pinball(LEVELS)
+    whole = batch(label=truth[:, None])
+    optimizer = torch.optim.SGD([answer], 1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        (objective.total(answer.expand(501, 3), whole) / objective.count(whole)).backward()
+        optimizer.step()
+        schedule.step()
+    wanted = np.quantile(truth.numpy(), LEVELS)
+    np.testing.assert_allclose(answer.detach().numpy()[0], wanted, atol=0.02)
+
+
+def test_parts_have_together_the_pinball_gradient_of_the_whole():
+    whole, objective = batch(label=torch.randn(8, 1)), objectives.pinball(LEVELS)
+    values = torch.randn(8, 3, requires_grad=True)
+    (wanted,) = torch.autograd.grad(objective.total(values, whole) / 8, values)
+    total, start = torch.zeros(()), 0
+    for part in parts_of(whole, (1, 2, 5)):
+        total = total + objective.total(values[start : start + part.num_documents], part) / 8
+        start += part.num_documents
+    (found,) = torch.autograd.grad(total, values)
+    torch.testing.assert_close(found, wanted, rtol=SIMPLE, atol=SIMPLE)
 
 
 def test_the_hinge_is_what_each_class_lacks_in_distance():
