@@ -23,22 +23,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-LOWER_IS_BETTER = frozenset(
-    {
-        "log_loss",
-        "brier",
-        "ece",
-        "mae",
-        "rmse",
-        "loss",
-        "perplexity",
-        "bits_per_byte",
-        "mase",
-        "smape",
-        "crps",
-        "pinball",
-    }  # fmt: skip
-)
+LOWER_IS_BETTER = frozenset({
+    "log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte", "mase",
+    "smape", "crps", "pinball",
+})  # fmt: skip
 """Metrics of which less is better."""
 
 

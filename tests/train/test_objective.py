@@ -26,7 +26,7 @@ def batch(lengths=LENGTHS, label=None, weight=None, target=None, seed=0):
     for number, length in enumerate(lengths):
         document[number, :length] = number
     position = torch.arange(longest).expand(len(lengths), longest)
-    return Batch(ids, position, document, len(lengths), target, weight, label)
+    return Batch(ids, position, document, len(lengths), target, weight, label=label)
 
 
 def parts_of(whole, sizes):
@@ -35,12 +35,13 @@ def parts_of(whole, sizes):
     for size in sizes:
         rows = slice(start, start + size)
         document = whole.document_BT[rows]
-        chosen = [
+        target, weight, label = (
             None if value is None else value[rows]
             for value in (whole.target_BT, whole.weight_BT, whole.label)
-        ]
+        )
         document = torch.where(document == PADDING, PADDING, document - start)
-        parts.append(Batch(whole.ids_BT[rows], whole.position_BT[rows], document, size, *chosen))
+        ids, position = whole.ids_BT[rows], whole.position_BT[rows]
+        parts.append(Batch(ids, position, document, size, target, weight, label=label))
         start += size
     return parts
 

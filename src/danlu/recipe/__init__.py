@@ -241,8 +241,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
         loss=(
             LOSSES.get(recipe.data.task, ("cross_entropy",))[0],
-            "cross_entropy for classes, squared for values, pinball for forecasts, absolute for "
-            "anomalies",
+            "of classes cross_entropy, values squared, forecasts pinball, anomalies absolute",
         ),
         choose_by=(
             "accuracy" if recipe.data.kind == "classify" else "loss",

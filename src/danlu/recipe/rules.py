@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from danlu.recipe import places
-from danlu.recipe.series_rules import of_series
 from danlu.recipe.sections import Recipe, Source
+from danlu.recipe.series_rules import of_series
 
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
@@ -47,8 +47,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         (
             data.task in ("regress", "detect") and data.label is None,
             "data.label",
-            f"task {data.task!r} needs the column that holds the "
-            f"{'value' if data.task == 'regress' else 'labels'}",
+            f"task {data.task!r} needs the column that holds the value or label",
         ),
         (
             data.modality == "text"

@@ -28,14 +28,12 @@ def of_series(recipe: Recipe) -> Problems:
         (
             by is not None and by not in ("near-duplicate", f"time:{series.time}"),
             "data.split.by",
-            f"series are split by their time, so that nothing is learnt from what lies ahead; "
-            f"leave it out, or say 'time:{series.time}'",
+            f"series are split by their time: leave it out, or say 'time:{series.time}'",
         ),
         (
             data.clean.exact_duplicates == "drop" or data.clean.contradictions == "set-aside",
             "data.clean",
-            "rows of a series are told apart by their times: of one instant the last row stands, "
-            "and is counted",
+            "rows of a series are told apart by their times; of one instant the last one stands",
         ),
         (
             forecast and data.label is not None,
@@ -46,8 +44,7 @@ def of_series(recipe: Recipe) -> Problems:
         (
             forecast and recipe.model.backbone in ("linear", "mlp"),
             "model.backbone",
-            f"{recipe.model.backbone!r} sees one position at a time, and those of the horizon "
-            "hold no measurement; choose transformer, cnn, lstm or gru",
+            f"{recipe.model.backbone!r} sees one position at a time, and nothing of the past",
         ),
         (
             detect and series.horizon > 0,
