@@ -103,7 +103,9 @@ class Panel:
             if "label_L" in arrays:
                 labels = np.asarray([label or None for label in arrays["label_L"].tolist()], object)
         return cls(
-            **found, **names, num_calendar=rest["num_calendar"], label_L=labels,
+            **found,
+            names=tuple(rest["names"]), variables=tuple(rest["variables"]),
+            known=tuple(rest["known"]), num_calendar=rest["num_calendar"], label_L=labels,
             step=Step(*rest["step"]), dates=rest["dates"],
         )  # fmt: skip
 
