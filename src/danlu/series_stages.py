@@ -55,23 +55,13 @@ def _forecasts(
             continue
         parts = _parts(panel, windows, encoder.target, bounds[0])
         shape = (own.horizon, season, own.quantiles)
-        name = f"seasonal-naive{ending}"
-
-        def repeat(y: Floats, end: int, o: Any, s: Any = shape) -> Any:
-            return seasonal_naive(y, end, o, *s)
-
-        answers[name] = each(repeat)
-        settings[name] = {"season": season}
-        found: list[dict[str, Any]] = []
-
-        def smooth(
-            y: Floats, end: int, o: Any, s: Any = shape, to: list[dict[str, Any]] = found
-        ) -> Floats:
-            answer, chosen = exponential_smoothing(y, end, o, *s)
-            to.append(chosen)
-            return np.asarray(answer, np.float64)
-
-        name = f"ets{ending}"
+        size = (len(windows), own.horizon, len(own.quantiles))
+        naive, smooth = np.empty(size), np.empty(size)
+        for rows, series, end, origins in parts:
+            naive[rows] = seasonal_naive(series, end, origins, *shape)
+        answers[f"seasonal-naive{ending}"] = naive
+        settings[f"seasonal-naive{ending}"] = {"season": season}
+        forms = set()
         try:
             for rows, series, end, origins in parts:
                 smooth[rows], chosen = exponential_smoothing(series, end, origins, *shape)

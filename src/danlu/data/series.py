@@ -94,11 +94,8 @@ class Panel:
     def load(cls, folder: Path) -> Panel:
         """Read what :meth:`save` wrote."""
         rest = json.loads((folder / "panel.json").read_text(encoding="utf-8"))
-        names: dict[str, Any] = {
-            name: tuple(rest[name]) for name in ("names", "variables", "known")
-        }
         with np.load(folder / "panel.npz") as arrays:
-            found: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            found = {name: arrays[name] for name in _ARRAYS}
             labels = None
             if "label_L" in arrays:
                 labels = np.asarray([label or None for label in arrays["label_L"].tolist()], object)

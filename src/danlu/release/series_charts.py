@@ -27,10 +27,6 @@ def _line(times: list[Any], values: list[Any]) -> Rows:
     return [{"time": t, "value": v} for t, v in zip(times, values, strict=True)]
 
 
-def _y(field: str, title: str) -> Any:
-    return alt.Y(field, title=title, scale=alt.Scale(zero=False))
-
-
 def window(sample: dict[str, Any], name: str) -> str:
     """Draw a training window: what is looked back on, patch by patch, and what is foretold."""
     times, past = sample["time"], sample["past"]
@@ -40,11 +36,10 @@ def window(sample: dict[str, Any], name: str) -> str:
     ]
     edges = inline([{"time": times[n]} for n in range(0, past, sample["patch"])])
     rules = alt.Chart(edges).mark_rule(color="#eef0f4").encode(x=_x(times))
-    base = alt.Chart(_data(rows))
-    line = (base.mark_line(strokeWidth=1.4) if len(rows) > 1 else base.mark_point()).encode(
-        x=_x(times),
-        y=_y("value:Q", name),
-        color=alt.Color("of:N", sort=["seen", "foretold"]),
+    line = (
+        alt.Chart(inline(rows))
+        .mark_line(strokeWidth=1.4)
+        .encode(x=_x(times), y=_y(name), color=alt.Color("of:N", sort=["seen", "foretold"]))
     )
     return render(alt.layer(rules, line), 400, 130)
 
@@ -61,9 +56,8 @@ def fan(found: dict[str, Any], name: str) -> str:
         layers.append(
             alt.Chart(inline(rows))
             .mark_area(color=PALETTE[0], opacity=0.13 + 0.09 * number)
-            .encode(x=_x(times), y=_y("low:Q", name), y2="high:Q")
-        )  # fmt: skip
-    y = _y("value:Q", name)
+            .encode(x=_x(times), y=_y(name, "low:Q"), y2="high:Q")
+        )
     layers.append(
         alt.Chart(inline(_line(ahead, found["median"])))
         .mark_line(color=PALETTE[0], strokeWidth=1.6)

@@ -76,7 +76,8 @@ def predict_file(
             where=str(path),
             mend="name it with --column",
         )
-    _check_new(added, names, path)
+    if both := sorted(set(added) & set(names)):
+        raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
     records: list[Any] = rows
     if of_texts:
         records = ["" if row.get(column) is None else str(row[column]) for row in rows]
@@ -127,8 +128,9 @@ def _series(
     engine.reader.parse(rows)
     if engine.kind == "detect":
         added, counts = series.scored_rows(engine, rows)
-        _check_new(list(added[0]), names, path)
         columns = [*names, *added[0]]
+        if both := sorted(set(added[0]) & set(names)):
+            raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
         _written(output, _WRITERS[path.suffix.lower()], path, rows, added, columns)
         return output, len(rows), counts
     ahead, counts = series.foretold_rows(engine, rows)
