@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from sklearn.metrics.pairwise import cosine_similarity
 
+from danlu.evaluate import neighbors
 from danlu.evaluate.neighbors import (
     Histories,
     cosine,
@@ -81,14 +82,14 @@ def test_shrinkage_is_added_to_the_norms():
 
 @given(st.integers(0, 1000), st.integers(1, ITEMS))
 @settings(max_examples=50, deadline=None)
-def test_the_nearest_are_the_largest_off_the_diagonal(seed, neighbors):
+def test_the_nearest_are_the_largest_off_the_diagonal(seed, number):
     similar = np.random.default_rng(seed).integers(0, 5, (ITEMS, ITEMS)).astype(float)
     expected = np.zeros_like(similar)
     for row, own in enumerate(similar):
         order = sorted((c for c in range(ITEMS) if c != row and own[c]), key=lambda c: (-own[c], c))
-        for column in order[:neighbors]:
+        for column in order[:number]:
             expected[row, column] = own[column]
-    assert nearest(csr_array(similar), neighbors).toarray().tolist() == expected.tolist()
+    assert nearest(csr_array(similar), number).toarray().tolist() == expected.tolist()
 
 
 def test_an_item_is_scored_by_what_links_it_with_the_history():
@@ -99,6 +100,17 @@ def test_an_item_is_scored_by_what_links_it_with_the_history():
     expected = [sum((similar[i] for i in own), np.zeros(ITEMS)) for own in lists]
     assert score(np.array([0, 2])) == pytest.approx(np.array(expected)[[0, 2]])
     assert score(np.array([1])).tolist() == [[0.0] * ITEMS]
+
+
+def test_a_sparse_similarity_scores_as_a_full_one(monkeypatch):
+    generator = np.random.default_rng(3)
+    similar = csr_array(generator.random((ITEMS, ITEMS)) * (generator.random((ITEMS, ITEMS)) < 0.3))
+    history = Histories.of([[0, 2], [], [5, 5, 1]], ITEMS).matrix(2.0)
+    full = neighbor_scorer(history, similar)(np.arange(3))
+    monkeypatch.setattr(neighbors, "_FULL", 1.0)
+    sparse = neighbor_scorer(history, similar)(np.arange(3))
+    assert full == pytest.approx(history.toarray() @ similar.toarray())
+    assert sparse == pytest.approx(full)
 
 
 def test_popularity_counts_and_recent_popularity_fades():
@@ -138,8 +150,8 @@ def test_every_baseline_is_the_best_of_what_was_tried_on_validation():
         again = rank(baseline.scorer(validation), asked, 3).values["ndcg@3"].mean()
         assert baseline.score == pytest.approx(again)
     for shrinkage in (0.0, 50.0):
-        for neighbors in (20, 200):
-            similar = nearest(cosine(train.matrix(), shrinkage), neighbors)
+        for number in (20, 200):
+            similar = nearest(cosine(train.matrix(), shrinkage), number)
             other = rank(neighbor_scorer(validation.matrix(), similar), asked, 3)
             assert chosen["item-knn"].score >= other.values["ndcg@3"].mean() - 1e-12
     assert chosen["item-knn"].tried == 15

@@ -22,6 +22,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Lists = Sequence[Sequence[int]]
 
+_FULL = 0.05  # share of entries from which a matrix is multiplied faster as a full one,
+_CELLS = 1 << 23  # unless it has so many of them that it would take gigabytes
+
 DECAYS = (None, 1.0, 3.0, 10.0, 30.0)
 """Half-lives of a history's items, in items from its end; None weighs all alike."""
 
@@ -186,6 +189,9 @@ def popular_scorer(score_I: Floats) -> Scorer:
 
 def neighbor_scorer(history_CI: csr_array, similar_IJ: csr_array) -> Scorer:
     """Score an item by the sum of what links it with the history."""
+    if similar_IJ.nnz > _FULL * np.prod(similar_IJ.shape) and similar_IJ.nnz < _CELLS:
+        dense_IJ = similar_IJ.toarray()
+        return lambda cases: np.asarray(history_CI[cases] @ dense_IJ)
     return lambda cases: (history_CI[cases] @ similar_IJ).toarray()
 
 
