@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from danlu.data import text
+from danlu.data import modality, text
 
 WORK = Path(__file__).parent / ".work"
 SEED = 1234
@@ -118,7 +118,7 @@ def _pieces(encoder: text.Encoder, texts: Sequence[str]) -> list[NDArray[np.int3
     found = []
     for encoding in encoder.tokenizer.encode_batch(list(texts), add_special_tokens=False):
         for start in range(0, len(encoding.ids) - inside + 1, inside):
-            ids = [text.BEGIN_ID, *encoding.ids[start : start + inside], text.END_ID]
+            ids = [modality.BEGIN_ID, *encoding.ids[start : start + inside], modality.END_ID]
             found.append(np.asarray(ids, np.int32))
     return found
 

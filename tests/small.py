@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from danlu.batch import Batch
-from danlu.data.text import BEGIN_ID, NUM_SPECIAL, Documents
+from danlu.data.modality import BEGIN_ID, NUM_SPECIAL
+from danlu.data.text import Documents
 from danlu.model import heads, native
 from danlu.model.backbone import BackboneConfig
 

@@ -19,6 +19,7 @@ import torch
 import danlu
 from danlu.batch import Batch
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
+from danlu.data.modality import Spec
 from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model import flops, heads
@@ -118,21 +119,19 @@ def main() -> None:
     folder: Path = options.data
     torch.manual_seed(options.seed)
     tuning = options.task == "finetune"
-    split = Documents.load(folder, "train")
+    split, spec = Documents.load(folder, "train"), Spec(shape["vocab_size"])
     objective: objectives.Objective
     if tuning:
         label = torch.from_numpy(np.load(folder / "train.labels.npy").astype(np.int64))
         loader: DocumentLoader | PackedLoader = DocumentLoader(
-            split, label, shape["batch"], 1, options.seed
+            split, label, shape["batch"], 1, options.seed, spec
         )
         model = heads.build(backbone(shape, causal=False), "classify", 2)
         objective = objectives.classes()
     else:
         rows, row = shape["batch"], shape["context"]
         parts = num_parts(rows * row, row, shape["width"], shape["layers"])
-        loader = PackedLoader(
-            split, rows, row, parts, options.seed, "causal", 0.15, shape["vocab_size"]
-        )
+        loader = PackedLoader(split, rows, row, parts, options.seed, "causal", 0.15, spec)
         model = heads.build(backbone(shape, causal=True), "causal")
         objective = objectives.tokens()
     optimizer = Training().optimizer if options.optimizer == "default" else options.optimizer

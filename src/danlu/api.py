@@ -18,6 +18,7 @@ def run(
     overrides: Sequence[str] = (),
     quiet: bool = True,
     profile: bool = False,
+    fetch: bool = False,
 ) -> Result:
     """Run a recipe file from raw data to a released model.
 
@@ -33,6 +34,8 @@ def run(
         Whether to keep progress off stderr.
     profile : bool
         Whether to measure where the time of a training step goes, for the report.
+    fetch : bool
+        Consent to downloading the packages that the recipe's sources name, each once.
 
     Returns
     -------
@@ -50,7 +53,7 @@ def run(
 
     filled, _ = recipes.load(recipe, list(overrides))
     folder = Path(out) if out is not None else Path("runs") / filled.name
-    return pipeline.run(filled, folder, Screen(quiet), profile)
+    return pipeline.run(filled, folder, Screen(quiet), profile, fetch)
 
 
 class Predictor:
@@ -73,13 +76,14 @@ class Predictor:
         self.folder = folder
         self.engine = Engine.load(folder if (folder / "config.json").is_file() else inside)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[dict[str, Any]]:
-        """Answer about each of several texts.
+    def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+        """Answer about each of several records.
 
         Parameters
         ----------
-        texts : sequence of str
-            A single string is refused: it would be read as a list of letters.
+        records : sequence
+            Texts, or of a table rows as dicts. A single string is refused: it would be
+            read as a list of letters.
         batch_size : int
             How many are computed at once; no answer depends on it.
 
@@ -87,12 +91,12 @@ class Predictor:
         -------
         list of dict
             ``label``, ``probability`` and ``probabilities`` (``labels`` where a
-            text may carry several, ``value`` for a regression), ``tokens`` and
-            ``truncated``.
+            record may carry several, ``value`` for a regression); of texts ``tokens`` and
+            ``truncated``, of rows what was ``missing`` and the like.
         """
-        if isinstance(texts, str):
-            raise InputError("predict wants a list of texts", mend='predict(["…"])')
-        return self.engine.predict(list(texts), batch_size)
+        if isinstance(records, (str, dict)):
+            raise InputError("predict wants a list", mend='predict(["…"])')
+        return self.engine.predict(list(records), batch_size)
 
 
 def load(run: str | Path) -> Predictor:

@@ -16,6 +16,8 @@ V  vocabulary
 C  classes or outputs
 P  slices of the width that are pooled by themselves
 M  masked (scored) positions
+U  positions that carry a value
+K  numbers in a value
 == =====================================================================
 """
 
@@ -49,6 +51,12 @@ class Batch:
         Id to be predicted at each position, for objectives over tokens.
     weight_BT : Tensor of float32, shape (B, T), optional
         Weight of each position's loss; 0 where none is borne.
+    values_UK : Tensor of float32, shape (U, K), optional
+        Continuous values: an image's patches, a sound's frames, a table's numbers.
+    slots_U : Tensor of int64, shape (U,), optional
+        The position that each value stands at, counted over the rows laid end to end.
+    hidden_UK, hidden_slots_U : Tensor, optional
+        As the two before: values that were taken away, to be filled in.
     label : Tensor, optional
         What is to be predicted about each document: int64 of shape (N,) for
         classes, float32 of shape (N, C) for multi-label or regression targets.
@@ -62,6 +70,10 @@ class Batch:
     num_documents: int
     target_BT: Tensor | None = None
     weight_BT: Tensor | None = None
+    values_UK: Tensor | None = None
+    slots_U: Tensor | None = None
+    hidden_UK: Tensor | None = None
+    hidden_slots_U: Tensor | None = None
     label: Tensor | None = None
     row_N: Tensor | None = None
 

@@ -32,6 +32,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override one recipe key; may be repeated."),
 ]
+Fetch = Annotated[
+    bool,
+    typer.Option("--fetch", help="Consent to downloading the packages that the sources name."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -120,7 +124,12 @@ def new(
 
 @app.command()
 @_guarded
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    fetch: Fetch = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what the model will see, and stop on what would go wrong. Trains nothing."""
     from danlu import recipe as recipes
     from danlu.log import Screen
@@ -128,7 +137,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     from danlu.preflight import show
 
     filled, derived = recipes.load(recipe, overrides)
-    found = preflight(filled, derived, Screen(quiet=as_json))
+    found = preflight(filled, derived, Screen(quiet=as_json), fetch)
     if as_json:
         _print_json(found)
     else:
@@ -145,6 +154,7 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Run folder; runs/NAME if not given.")
     ] = None,
     overrides: Overrides = None,
+    fetch: Fetch = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     profile: Annotated[
@@ -161,7 +171,7 @@ def run(
     screen = Screen(quiet=as_json or quiet)
     for path, rule in derived.items():
         screen.say(f"[dim]{path} = {_at(filled, path)}  ({rule})[/]")
-    result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile)
+    result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile, fetch)
     if as_json:
         _print_json({
             "run": str(result.folder), "headline": result.headline, "released": result.released,
@@ -228,7 +238,10 @@ def predict(
     run: RunPath,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; `-` reads lines from stdin."),
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="Texts, rows in JSON, or files of images or sounds; `-` reads stdin.",
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -244,7 +257,7 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer about texts, a file, or the lines of stdin."""
+    """Answer about texts, rows, images or sounds, a file of many, or the lines of stdin."""
     from danlu.api import load
     from danlu.errors import InputError
 
@@ -254,22 +267,21 @@ def predict(
     if file is not None:
         from danlu.serve.files import predict_file
 
-        written, rows, cut = predict_file(predictor.engine, file, column, output)
+        written, rows, counts = predict_file(predictor.engine, file, column, output)
         if as_json:
-            _print_json({"output": str(written), "rows": rows, "truncated": cut})
+            _print_json({"output": str(written), "rows": rows, **counts})
         else:
-            typer.echo(
-                f"{written}: {rows:,} rows, {cut:,} of them cut "
-                f"to {predictor.engine.encoder.max_length} tokens"
-            )
+            told = "".join(f", {count:,} {what}" for what, count in counts.items())
+            typer.echo(f"{written}: {rows:,} rows{told}")
         return
     wanted = texts or []
     if wanted == ["-"]:
         wanted = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for number, text in enumerate(wanted, 1):
-        if not predictor.engine.scrub(text):
-            raise InputError("a text is empty", where=f"text {number}")
-    answers = predictor.predict(wanted)
+    records = [_record(predictor.engine, question) for question in wanted]
+    for number, record in enumerate(records, 1):
+        if not predictor.engine.reader.clean(record):
+            raise InputError("it is empty", where=f"question {number}")
+    answers = predictor.predict(records)
     if as_json:
         _print_json(answers)
         return
@@ -277,8 +289,30 @@ def predict(
         typer.echo(_answer_line(answer))
 
 
+def _record(engine: Any, question: str) -> Any:
+    """Return what a question on the command line is about: a text, a row in JSON, a file."""
+    from danlu.errors import InputError
+
+    if engine.modality == "text":
+        return question
+    if engine.modality in ("image", "audio"):
+        path = Path(question)
+        if not path.is_file():
+            raise InputError("there is no such file", where=question)
+        try:
+            return engine.reader.parse(path.read_bytes())
+        except InputError as error:
+            raise InputError(error.what, where=question) from None
+    try:
+        return engine.reader.parse(json.loads(question))
+    except ValueError:
+        raise InputError(
+            "this is not JSON", where=question[:60], mend='give a row as {"column": value, …}'
+        ) from None
+
+
 def _answer_line(answer: dict[str, Any]) -> str:
-    cut = "\t(cut: too long)" if answer["truncated"] else ""
+    cut = "\t(cut: too long)" if answer.get("truncated") else ""
     if "value" in answer:
         return f"{answer['value']:.6g}{cut}"
     if "labels" in answer:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from danlu.artifact import read_json, write_json
 from danlu.batch import Batch
-from danlu.data import text
+from danlu.data import kinds, text
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
 from danlu.data.privacy import KINDS
 from danlu.errors import DataError
@@ -29,7 +29,7 @@ from danlu.stages import (
     WEIGHTS,
     backbone_config,
     device,
-    token_batches,
+    held_out_batches,
     truth,
 )
 from danlu.train import objective as objectives
@@ -86,22 +86,36 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     """Learn from the text alone."""
     settings, tokens = recipe.pretrain, paths["tokenizer"]
     assert settings.objective != "none"
-    vocab_size = read_json(tokens / "report.json")["vocab_size"]
+    kind = kinds.of(recipe.data.modality)
+    spec, documents = kind.spec(tokens), kind.documents(tokens, "train")
     torch.manual_seed(recipe.seed)
-    config = backbone_config(recipe, vocab_size, settings.layer_dropout)
-    length = recipe.tokenizer.max_length
-    loader = PackedLoader(
-        documents=text.Documents.load(tokens, "train"),
-        rows=(settings.batch_tokens or length) // length,
-        length=length,
-        accumulate=settings.accumulate or 1,
-        seed=recipe.seed,
-        objective=settings.objective,
-        mask_probability=settings.mask_probability,
-        vocab_size=vocab_size,
-    )
-    held_out = list(token_batches(recipe, tokens, "validation", vocab_size))
-    objective = objectives.tokens()
+    config = backbone_config(recipe, spec, settings.layer_dropout)
+    loader: DocumentLoader | PackedLoader
+    if isinstance(documents, text.Documents):
+        length = recipe.tokenizer.max_length
+        loader = PackedLoader(
+            documents=documents,
+            rows=(settings.batch_tokens or length) // length,
+            length=length,
+            accumulate=settings.accumulate or 1,
+            seed=recipe.seed,
+            objective=settings.objective,
+            mask_probability=settings.mask_probability,
+            spec=spec,
+        )
+    else:
+        positions = float(documents.sizes.mean())
+        loader = DocumentLoader(
+            documents=documents,
+            labels=None,
+            batch_size=max(1, round((settings.batch_tokens or 1) / positions)),
+            accumulate=settings.accumulate or 1,
+            seed=recipe.seed,
+            spec=spec,
+            mask_probability=settings.mask_probability,
+        )
+    held_out = list(held_out_batches(recipe, tokens, "validation"))
+    objective = objectives.filling() if spec.value_dims else objectives.tokens()
     judge = Judge(objective, held_out, by_accuracy=False, precision=settings.precision)
     model = heads.build(config, settings.objective)
     return Lesson(model, objective, loader, judge, settings.objective, [])
@@ -113,9 +127,10 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     assert kind != "pretrain"
     data, tokens = paths["data"], paths["tokenizer"]
     classes = read_json(data / "report.json")["classes"]
-    vocab_size = read_json(tokens / "report.json")["vocab_size"]
+    modality = kinds.of(recipe.data.modality)
+    spec = modality.spec(tokens)
     torch.manual_seed(recipe.seed)
-    config = backbone_config(recipe, vocab_size, settings.layer_dropout)
+    config = backbone_config(recipe, spec, settings.layer_dropout)
     model = heads.build(config, kind, num_outputs=len(classes) or 1, dropout=settings.dropout)
     if "pretrain" in paths:
         stored = load_file(paths["pretrain"] / WEIGHTS)
@@ -127,11 +142,12 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     scale = _scale(targets["train"]) if kind == "regress" else None
     tensors = {name: _target(values, kind, scale) for name, values in targets.items()}
     loader = DocumentLoader(
-        documents=text.Documents.load(tokens, "train"),
+        documents=modality.documents(tokens, "train"),
         labels=tensors["train"],
         batch_size=settings.batch_size or 1,
         accumulate=settings.accumulate or 1,
         seed=recipe.seed,
+        spec=spec,
         mask_probability=settings.mask_probability,
         views=2 if settings.consistency else 1,
     )
@@ -143,7 +159,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         held_out_objective = objectives.hinge()
     else:
         held_out_objective = objectives.classes(settings.label_smoothing)
-    documents = text.Documents.load(tokens, "validation")
+    documents = modality.documents(tokens, "validation")
     held_out = list(in_order(documents, VALIDATION_BATCH, tensors["validation"]))
     objective = held_out_objective
     if settings.consistency:
@@ -307,9 +323,16 @@ def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:
         "classes": lesson.classes,
         "scale": lesson.scale,
         "backbone": lesson.model.backbone.config.to_dict(),
+        "modality": recipe.data.modality,
+        "torch_dtype": "float32",
+    } | (_of_texts(recipe) if recipe.data.modality == "text" else {})
+
+
+def _of_texts(recipe: Recipe) -> dict[str, Any]:
+    """Return what must be done to a text before it is tokenised."""
+    return {
         "max_length": recipe.tokenizer.max_length,
         "unicode": recipe.data.clean.unicode,
         "max_chars": recipe.data.clean.max_chars,
         "redact": [kind for kind in KINDS if getattr(recipe.data.redact, kind)],
-        "torch_dtype": "float32",
     }

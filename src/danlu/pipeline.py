@@ -48,7 +48,9 @@ class Result:
     verdicts: list[dict[str, Any]]
 
 
-def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Result:
+def run(
+    recipe: Recipe, out: Path, screen: Screen, profile: bool = False, fetch: bool = False
+) -> Result:
     """Take a recipe from raw data to a released model.
 
     Parameters
@@ -61,6 +63,8 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
         Shows what happens.
     profile : bool
         Whether to measure where the time of a training step goes, for the report.
+    fetch : bool
+        Whether sources that the recipe names and the cache lacks may be downloaded.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
     """
     from danlu.data.sources import open_source
 
-    files = [file for source in recipe.data.sources for file in open_source(source)]
+    files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     fresh = not out.exists()
     store = Store(out, recipe.seed, screen.say)
     try:
@@ -89,11 +93,13 @@ def run(recipe: Recipe, out: Path, screen: Screen, profile: bool = False) -> Res
         raise
 
 
-def prepare_data(recipe: Recipe, folder: Path, screen: Screen) -> dict[str, Path]:
+def prepare_data(
+    recipe: Recipe, folder: Path, screen: Screen, fetch: bool = False
+) -> dict[str, Path]:
     """Make just the data and the tokenizer, and return their folders by name."""
     from danlu.data.sources import open_source
 
-    files = [file for source in recipe.data.sources for file in open_source(source)]
+    files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     run = _Run(recipe, files, Store(folder, recipe.seed, screen.say), screen)
     run.data()
     run.tokenizer()
@@ -165,7 +171,8 @@ class _Run:
         section = self.recipe.data.model_dump(mode="json")
         for source in section["sources"]:
             # What a file holds shapes the artifact; where it lies does not.
-            del source["path"]
+            for key in ("path", "labels", "sha256"):
+                del source[key]
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
 
         def make(folder: Path) -> None:
@@ -179,24 +186,20 @@ class _Run:
 
     def tokenizer(self) -> None:
         """Train the tokenizer on the training split; tokenise every split."""
-        section = self.recipe.tokenizer.model_dump(mode="json")
-        section["causal"] = self.recipe.model.causal
-        section["task"] = self.recipe.data.task
+        recipe, modality = self.recipe, self.recipe.data.modality
+        own = recipe.tokenizer if modality == "text" else getattr(recipe, modality)
+        section = own.model_dump(mode="json")
+        section["causal"] = recipe.model.causal
+        section["task"] = recipe.data.task
+        if modality != "text":
+            section["backbone"] = recipe.model.backbone  # the layout is for it
         folder_of = self.artifacts["data"].path
 
         def make(folder: Path) -> None:
             from danlu.stages import tokenize
 
-            report = tokenize(self.recipe, folder_of, folder)
-            train = report["splits"]["train"]
-            longest = f"{self.recipe.tokenizer.max_length} tokens"
-            long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
-            if train["pieces"]:
-                long = f"long texts go on in {train['pieces']:,} further pieces of"
-            self.screen.say(
-                f"  {report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; "
-                f"{long} {longest}"
-            )
+            report = tokenize(recipe, folder_of, folder)
+            self.screen.say(f"  {_seen(recipe, report)}")
 
         self._build("tokenizer", section, self._keys("data"), ("data",), make)
 
@@ -269,7 +272,8 @@ class _Run:
         """Judge the gate; write the report and the card."""
         recipe = self.recipe.model_dump(mode="json")
         for source in recipe["data"]["sources"]:
-            del source["path"]
+            for key in ("path", "labels", "sha256"):
+                del source[key]
 
         def make(folder: Path) -> None:
             from danlu.release.report import write
@@ -294,11 +298,7 @@ class _Run:
         if released:
             trained = self.artifacts.get("finetune") or self.artifacts["pretrain"]
             _release(
-                self.recipe.name,
-                trained,
-                self.artifacts["tokenizer"],
-                report.path / "card.md",
-                model,
+                self.recipe, trained, self.artifacts["tokenizer"], report.path / "card.md", model
             )
         else:
             shutil.rmtree(model, ignore_errors=True)
@@ -321,6 +321,35 @@ class _Run:
         return result
 
 
+def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
+    """Say in a line what the model will see."""
+    train = report["splits"]["train"]
+    if recipe.data.modality == "image":
+        colours = "grey" if report["channels"] == 1 else "RGB"
+        seen = "as a whole" if report["whole"] else f"in {report['positions']} patches"
+        return f"{report['height']} × {report['width']} pixels, {colours}, {seen}"
+    if recipe.data.modality == "audio":
+        return (
+            f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
+            f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
+            f"{report['max_seconds']:g} s"
+        )
+    if recipe.data.modality == "table":
+        kinds = [column["kind"] for column in report["columns"]]
+        left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""
+        return (
+            f"{kinds.count('number')} columns of numbers, {kinds.count('category')} of categories; "
+            f"{train['missing']:,} training cells are missing{left}"
+        )
+    longest = f"{recipe.tokenizer.max_length} tokens"
+    long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
+    if train["pieces"]:
+        long = f"long texts go on in {train['pieces']:,} further pieces of"
+    return (
+        f"{report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; {long} {longest}"
+    )
+
+
 def _replace(source: Path, target: Path) -> None:
     """Copy a file so that readers see the old or the new one, and nothing between."""
     aside = target.with_name(f".{target.name}.new")
@@ -328,15 +357,20 @@ def _replace(source: Path, target: Path) -> None:
     aside.replace(target)
 
 
-def _release(name: str, trained: Artifact, tokenizer: Artifact, card: Path, model: Path) -> None:
+def _release(
+    recipe: Recipe, trained: Artifact, tokenizer: Artifact, card: Path, model: Path
+) -> None:
     """Lay the released model out in the Hugging Face layout."""
+    from danlu.data import kinds
+
     aside = model.with_name(".model.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     shutil.copyfile(trained.path / "model.safetensors", aside / "model.safetensors")
-    shutil.copyfile(tokenizer.path / "tokenizer.json", aside / "tokenizer.json")
+    for name in kinds.of(recipe.data.modality).files:
+        shutil.copyfile(tokenizer.path / name, aside / name)
     shutil.copyfile(card, aside / "README.md")
-    config = {"name": name, **trained.json("config.json")}
+    config = {"name": recipe.name, **trained.json("config.json")}
     write_json(
         aside / "config.json",
         {**config, "stages": trained.manifest["inputs"] | {trained.stage: trained.key}},

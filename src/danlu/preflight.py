@@ -7,21 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from danlu.artifact import read_json
 from danlu.audit import leaks
 from danlu.batch import Batch
-from danlu.data import text
-from danlu.data.load import for_causal, for_masked, lay_flat
+from danlu.data import kinds, text
+from danlu.data.hide import for_causal, for_masked
+from danlu.data.modality import Spec
 from danlu.log import Screen
 from danlu.pipeline import prepare_data
 from danlu.recipe import Recipe
 from danlu.stages import read_split
 
-_EXAMPLES, _TOKENS = 5, 48
+_EXAMPLES, _TOKENS, _NAMED, _WIDE = 5, 48, 6, 300
 
 
-def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, Any]:
+def check(
+    recipe: Recipe, derived: dict[str, str], screen: Screen, fetch: bool = False
+) -> dict[str, Any]:
     """Read, clean and tokenise in a temporary folder, and look for trouble.
 
     Parameters
@@ -31,6 +38,8 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
     derived : dict of str to str
         Path and rule of each derived value.
     screen : Screen
+    fetch : bool
+        Whether sources that the recipe names and the cache lacks may be downloaded.
 
     Returns
     -------
@@ -44,28 +53,23 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
         For what leaves nothing to check: no rows, one class only, an empty split.
     """
     with tempfile.TemporaryDirectory(prefix="danlu-check-") as folder:
-        paths = prepare_data(recipe, Path(folder), screen)
+        paths = prepare_data(recipe, Path(folder), screen, fetch)
+        modality = recipe.data.modality
         data = read_json(paths["data"] / "report.json")
         tokens = read_json(paths["tokenizer"] / "report.json")
-        encoder = text.Encoder.load(
-            paths["tokenizer"] / text.FILE, recipe.tokenizer.max_length, bool(recipe.model.causal)
-        )
         train = read_split(paths["data"], "train")
-        documents = text.Documents.load(paths["tokenizer"], "train")
         problems = []
-        if idle := _without_loss(recipe, documents, tokens["vocab_size"]):
-            problems.append(f"{idle:,} training documents bear no loss: they would train nothing")
         texts = train["text"].to_pylist()
         for name in ("validation", "test"):
             held_out = read_split(paths["data"], name)["text"].to_pylist()
-            if found := leaks.find(texts, held_out):
+            if found := leaks.find(texts, held_out) if modality == "text" else []:
                 problems.append(
                     f"{len(found):,} {name} rows also stand in train, such as "
                     f'{held_out[found[0]][:60]!r}; set data.split.by = "near-duplicate"'
                 )
-        examples = _examples(
-            recipe, documents, train["label"].to_pylist(), encoder, tokens["vocab_size"]
-        )
+        seen = _SEEN.get(modality, _files)(recipe, paths, train)
+    if idle := seen.pop("idle", 0):
+        problems.append(f"{idle:,} training documents bear no loss: they would train nothing")
     return {
         "recipe": recipe.name,
         "problems": problems,
@@ -74,28 +78,57 @@ def check(recipe: Recipe, derived: dict[str, str], screen: Screen) -> dict[str, 
         "splits": {name: part["rows"] for name, part in data["splits"].items()},
         "classes": data["classes"],
         "tokens": tokens["splits"],
-        "max_length": recipe.tokenizer.max_length,
-        "examples": examples,
+        **seen,
     }
 
 
-def _targets(recipe: Recipe, batch: Batch, vocab_size: int) -> Batch:
+def _texts(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:
+    """Return what the model will see of texts, and how many would train nothing."""
+    spec = kinds.of("text").spec(paths["tokenizer"])
+    length = recipe.tokenizer.max_length
+    path = paths["tokenizer"] / text.FILE
+    encoder = text.Encoder.load(path, length, bool(recipe.model.causal))
+    documents = text.Documents.load(paths["tokenizer"], "train")
+    return {
+        "max_length": length,
+        "idle": _without_loss(recipe, documents, spec),
+        "examples": _examples(recipe, documents, train["label"].to_pylist(), encoder, spec),
+    }
+
+
+def _rows(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:  # noqa: ARG001 - one signature for all kinds
+    """Return how the model will read each column, and a few rows."""
+    report = read_json(paths["tokenizer"] / "report.json")
+    examples = train.slice(0, _EXAMPLES).select(["row", "text", "label"]).to_pylist()
+    return {"columns": report["columns"], "left_out": report["left_out"], "examples": examples}
+
+
+def _files(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:  # noqa: ARG001 - one signature for all kinds
+    """Return what images or sounds are brought to."""
+    report = read_json(paths["tokenizer"] / "report.json")
+    return {"settings": {k: v for k, v in report.items() if k not in ("samples", "splits")}}
+
+
+_SEEN = {"text": _texts, "table": _rows}
+
+
+def _targets(recipe: Recipe, batch: Batch, spec: Spec) -> Batch:
     """Return the batch as pre-training sees it."""
     if recipe.pretrain.objective == "causal":
         return for_causal(batch)
     generator = np.random.default_rng([recipe.seed, 0xC4EC])
-    return for_masked(batch, recipe.pretrain.mask_probability, vocab_size, generator)
+    return for_masked(batch, recipe.pretrain.mask_probability, spec, generator)
 
 
-def _without_loss(recipe: Recipe, documents: text.Documents, vocab_size: int) -> int:
+def _without_loss(recipe: Recipe, documents: text.Documents, spec: Spec) -> int:
     """Count the training rows of which no position bears loss."""
     if recipe.pretrain.objective == "none":  # the label itself bears it
         return int((documents.sizes < 2).sum())
     idle = 0
     for start in range(0, len(documents), 512):
         rows = np.arange(start, min(start + 512, len(documents)))
-        batch = lay_flat([documents[row] for row in rows.tolist()], rows)
-        batch = _targets(recipe, batch, vocab_size)
+        batch = documents.lay(rows)
+        batch = _targets(recipe, batch, spec)
         assert batch.weight_BT is not None
         bears = batch.document_BT[batch.weight_BT != 0]
         idle += len(rows) - len(np.unique(bears.numpy()))
@@ -107,13 +140,13 @@ def _examples(
     documents: text.Documents,
     labels: list[str | None],
     encoder: text.Encoder,
-    vocab_size: int,
+    spec: Spec,
 ) -> list[dict[str, Any]]:
     """Return five rows as the model will see them, spread over the training split."""
     rows = np.unique(np.linspace(0, len(documents) - 1, _EXAMPLES).astype(np.int64))
-    batch = lay_flat([documents[row] for row in rows.tolist()], rows)
+    batch = documents.lay(rows)
     if recipe.pretrain.objective != "none":
-        batch = _targets(recipe, batch, vocab_size)
+        batch = _targets(recipe, batch, spec)
     found = []
     for number, row in enumerate(rows.tolist()):
         own = batch.document_BT == number
@@ -130,10 +163,6 @@ def _examples(
 
 def show(found: dict[str, Any]) -> None:
     """Print what :func:`check` found, for a person."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console(highlight=False)
     splits = " · ".join(f"{rows:,} {name}" for name, rows in found["splits"].items())
     console.print(f"[bold]{found['recipe']}[/]: {splits}")
@@ -141,6 +170,56 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"classes: {', '.join(found['classes'])}", markup=False)
     for finding in found["findings"]:
         console.print(Text.assemble(("! ", "yellow"), finding))
+    show = _show_rows if "columns" in found else _show_texts
+    (_show_files if "settings" in found else show)(found, console)
+    for path, rule in found["derived"].items():
+        console.print(f"[dim]derived {path}: {rule}[/]")
+    for problem in found["problems"]:
+        console.print(Text.assemble(("✗ ", "red"), problem))
+    if not found["problems"]:
+        console.print("[green]✓[/] nothing stands in the way of a run")
+
+
+def _show_files(found: dict[str, Any], console: Console) -> None:
+    """Print what images or sounds are brought to, and what each split came to."""
+    for name, value in found["settings"].items():
+        console.print(Text(f"{name}: {value}"))
+    table = Table("split", *found["tokens"]["train"])
+    for name, part in found["tokens"].items():
+        table.add_row(name, *(f"{value:,.4g}" for value in part.values()))
+    console.print(table)
+
+
+def _show_rows(found: dict[str, Any], console: Console) -> None:
+    """Print how each column is read, and a few rows."""
+    table = Table("column", "read as", "what training says of it", "missing in training")
+    for column in found["columns"]:
+        what = f"mean {column['mean']:.4g}, standard deviation {column['std']:.4g}"
+        if column["kind"] == "category":
+            names = ", ".join(column["categories"][:_NAMED])
+            more = len(column["categories"]) - _NAMED
+            what = names + (f" and {more} more" if more > 0 else "")
+            what += "; rare ones together" if column["rare"] else ""
+        elif column["edges"]:
+            what += f", {len(column['edges']) - 1} bins"
+        table.add_row(
+            column["name"], column["kind"], Text(what), "yes" if column["missing"] else ""
+        )
+    console.print(table)
+    for name, why in found["left_out"].items():
+        console.print(Text.assemble(("! ", "yellow"), f"column {name!r} is left out: {why}"))
+    splits = found["tokens"].items()
+    counts = Table("split", "rows", "cells missing", "unreadable", "unknown", "clipped")
+    for name, part in splits:
+        keys = ("documents", "missing", "unreadable", "unknown", "clipped")
+        counts.add_row(name, *(f"{part[key]:,}" for key in keys))
+    console.print(counts)
+    for example in found["examples"]:
+        console.print(Text(f"{example['text'][:_WIDE]} → {example['label']}"))
+
+
+def _show_texts(found: dict[str, Any], console: Console) -> None:
+    """Print how texts are cut into tokens, and which of a few bear loss."""
     table = Table(
         "split", "documents", "tokens", "bytes/token", "p95 tokens",
         f"cut at {found['max_length']}", "further pieces",
@@ -172,9 +251,3 @@ def show(found: dict[str, Any]) -> None:
         if example["label"] is not None:
             line.append(f" → {example['label']}", "bold")
         console.print(line)
-    for path, rule in found["derived"].items():
-        console.print(f"[dim]derived {path}: {rule}[/]")
-    for problem in found["problems"]:
-        console.print(Text.assemble(("✗ ", "red"), problem))
-    if not found["problems"]:
-        console.print("[green]✓[/] nothing stands in the way of a run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,14 @@ from safetensors.torch import load_file
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
-from danlu.data import labels, text
-from danlu.data.load import for_causal, for_masked, in_order
+from danlu.data import kinds, labels, text
+from danlu.data.audio import AudioEncoder, statistics
+from danlu.data.hide import for_causal, for_masked
+from danlu.data.image import ImageEncoder, flatten, usual_shape
+from danlu.data.load import in_order
+from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.split import NAMES
+from danlu.data.table import TableEncoder
 from danlu.log import Metric
 from danlu.model import heads
 from danlu.model.backbone import BackboneConfig
@@ -27,7 +31,6 @@ from danlu.recipe import Recipe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VALIDATION_BATCH = 128
-_SAMPLES, _SHOWN = 5, 60  # training texts that the report shows as tokens, and how many of those
 
 
 def device() -> torch.device:
@@ -48,60 +51,42 @@ def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
 
 
 def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
-    """Train the tokenizer on the training split, and tokenise every split."""
-    settings = recipe.tokenizer
-    tokenizer = text.train(read_split(data, "train")["text"].to_pylist(), settings.vocab_size)
-    tokenizer.save(str(folder / text.FILE))
-    # Of a text with a label, the model sees one document; a text by itself goes on in pieces.
-    in_pieces = recipe.data.task == "pretrain"
-    longest = sys.maxsize if in_pieces else settings.max_length
-    encoder = text.Encoder(tokenizer, longest, bool(recipe.model.causal))
-    report: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}
-    for name in NAMES:
-        table = read_split(data, name)
-        texts = table["text"].to_pylist()
-        encoded, lengths = encoder(texts)
-        if name == "train":
-            report["samples"] = [
-                {
-                    "pieces": encoder.pieces(ids[:_SHOWN].tolist()),
-                    "cut": len(ids) > _SHOWN,
-                    "label": label,
-                }
-                for ids, label in zip(encoded[:_SAMPLES], table["label"].to_pylist(), strict=False)
-            ]
-        if in_pieces:
-            documents = text.Documents.in_pieces(encoded, settings.max_length)
-        else:
-            documents = text.Documents.of(encoded)
-        documents.save(folder, name)
-        report["splits"][name] = text.coverage(texts, lengths, documents)
+    """Fit an encoder (of texts: train a tokenizer) on the training split; encode every split."""
+    report = kinds.of(recipe.data.modality).encode(recipe, data, folder)
     write_json(folder / "report.json", report)
     return report
 
 
-def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> heads.Config:
-    """Return the backbone that the filled recipe describes."""
+def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.Config:
+    """Return the backbone that the filled recipe describes, for what `spec` says it sees."""
     model = recipe.model
+    values: dict[str, Any] = {
+        "value_dims": spec.value_dims,
+        "value_ids": spec.value_ids,
+        "shared_values": spec.shared,
+    }
     if model.backbone != "transformer":
-        assert model.width is not None, "the recipe has not been filled"
+        plain = model.backbone == "linear" and bool(spec.value_dims)
+        width = spec.value_dims if plain else model.width
+        assert width is not None, "the recipe has not been filled"
         return ClassicConfig(
             kind=model.backbone,
-            vocab_size=vocab_size,
+            vocab_size=spec.vocab_size,
             num_layers=model.depth,
-            dim=model.width,
-            hidden_dim=model.hidden or model.width,
+            dim=width,
+            hidden_dim=model.hidden or width,
             window=model.window,
             activation=model.activation or "relu",
             causal=bool(model.causal),
             dropout=dropout,
             tie_embeddings=model.tie_embeddings,
+            **values,
         )
     sizes = (model.width, model.heads, model.kv_heads, model.hidden)
     assert None not in sizes, "the recipe has not been filled"
     width, num_heads, kv_heads, hidden = (int(size or 0) for size in sizes)
     return BackboneConfig(
-        vocab_size=vocab_size,
+        vocab_size=spec.vocab_size,
         num_layers=model.depth,
         dim=width,
         num_heads=num_heads,
@@ -113,32 +98,76 @@ def backbone_config(recipe: Recipe, vocab_size: int, dropout: float = 0.0) -> he
         qk_norm=model.qk_norm,
         dropout=dropout,
         tie_embeddings=model.tie_embeddings,
+        **values,
     )
 
 
-def token_batches(recipe: Recipe, tokens: Path, name: str, vocab_size: int) -> list[Batch]:
+def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
     """Return a held-out split's batches, masked the same way every time."""
-    documents = text.Documents.load(tokens, name)
+    kind = kinds.of(recipe.data.modality)
+    documents, spec = kind.documents(tokens, name), kind.spec(tokens)
     generator = np.random.default_rng([recipe.seed, 0xE7A1])
     settings = recipe.pretrain
     return [
         for_causal(batch)
         if settings.objective == "causal"
-        else for_masked(batch, settings.mask_probability, vocab_size, generator)
+        else for_masked(batch, settings.mask_probability, spec, generator)
         for batch in in_order(documents, VALIDATION_BATCH)
     ]
 
 
-def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
-    """Fit the classical models on the same split."""
+def _of_texts(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
-    texts = {name: read_split(data, name)["text"].to_pylist() for name in NAMES}
-    if recipe.data.task == "pretrain":
-        answers = []
-    else:
+    return baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
+
+
+def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    from danlu.evaluate import baseline as baselines
+
+    encoder = TableEncoder.fit(rows["train"], recipe.table.model_copy(update={"bins": 0}), True)
+    matrices = {name: encoder.matrix(part) for name, part in rows.items()}
+    answers = _linear(recipe, matrices, values)
+    cells = {name: encoder.ordinal(part)[0] for name, part in rows.items()}
+    categories = encoder.ordinal(rows["test"][:1])[1]
+    return [*answers, baselines.boosting(cells, categories, values, recipe.data.kind, recipe.seed)]
+
+
+def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    shape = usual_shape(rows["train"])
+    encoder = ImageEncoder(*shape, whole=True)
+    features = {name: flatten(encoder.encode(part).images) for name, part in rows.items()}
+    return _linear(recipe, features, values)
+
+
+def _of_sounds(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+    encoder = AudioEncoder.fit(rows["train"], recipe.audio)
+    found = {name: statistics(encoder, encoder.encode(part)) for name, part in rows.items()}
+    mean, std = found["train"].mean(0), found["train"].std(0)
+    features = {name: (part - mean) / np.where(std > 0, std, 1) for name, part in found.items()}
+    return _linear(recipe, features, values)
+
+
+def _linear(recipe: Recipe, features: Any, values: Any) -> list[Any]:
+    from danlu.evaluate import baseline as baselines
+
+    strengths = recipe.baseline.inverse_regularization
+    return baselines.linear(features, values, recipe.data.kind, strengths, recipe.seed)
+
+
+_BASELINES = {
+    "text": _of_texts, "table": _of_tables, "image": _of_images, "audio": _of_sounds,
+}  # fmt: skip
+
+
+def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
+    """Fit the classical models on the same split."""
+    answers = []
+    if recipe.data.task != "pretrain":
+        kind = kinds.of(recipe.data.modality)
+        rows = {name: kind.records(data, name) for name in NAMES}
         values = {name: truth(recipe, data, name) for name in NAMES}
-        answers = baselines.fit(texts, values, recipe.data.kind, recipe.baseline, recipe.seed)
+        answers = _BASELINES[recipe.data.modality](recipe, rows, values)
     for answer in answers:
         np.save(folder / f"{answer.model}.npy", answer.answer)
     write_json(folder / "report.json", {answer.model: answer.settings for answer in answers})
@@ -155,8 +184,9 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
 
     kind, name = recipe.data.kind, recipe.name
     table, actual = read_split(paths["data"], "test"), truth(recipe, paths["data"], "test")
-    engine = Engine.load(paths["finetune"], paths["tokenizer"] / text.FILE, device())
-    answer = engine.answers(table["text"].to_pylist(), recipe.evaluate.batch_size)
+    engine = Engine.load(paths["finetune"], paths["tokenizer"], device())
+    records = kinds.of(recipe.data.modality).records(paths["data"], "test")
+    answer = engine.answers(records, recipe.evaluate.batch_size)
     others = read_json(paths["baseline"] / "report.json")
     scored = [score.Scored(name, "test", actual, answer)]
     scored += [
@@ -166,9 +196,15 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     bootstrap = Bootstrap(len(actual), recipe.evaluate.bootstrap, recipe.seed)
     rows, resampled = score.measure(scored, kind, engine.classes, bootstrap)
     rows += score.differences(rows, resampled, name, list(others), bootstrap.resamples)
-    rows += score.slices(scored[0], kind, examine.groups(table), bootstrap.resamples, recipe.seed)
+    rows += score.slices(
+        scored[0],
+        kind,
+        examine.groups(table, recipe.data.modality == "text"),
+        bootstrap.resamples,
+        recipe.seed,
+    )
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
-    write_json(folder / "leaks.json", _leaks(paths["data"]))
+    write_json(folder / "leaks.json", _leaks(recipe, paths["data"]))
     curves = {one.model: score.curves(one, kind, engine.classes) for one in scored}
     write_json(folder / "curves.json", curves)
     answers = pa.array(list(answer) if answer.ndim > 1 else answer)
@@ -179,11 +215,11 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     )
 
 
-def _leaks(data: Path) -> dict[str, int]:
+def _leaks(recipe: Recipe, data: Path) -> dict[str, int]:
     """Count the test rows that also stand in training or validation."""
-    test = read_split(data, "test")["text"].to_pylist()
+    test, exactly = read_split(data, "test")["text"].to_pylist(), recipe.data.modality != "text"
     return {
-        name: len(leaks.find(read_split(data, name)["text"].to_pylist(), test))
+        name: len(leaks.find(read_split(data, name)["text"].to_pylist(), test, exactly=exactly))
         for name in ("train", "validation")
     }
 
@@ -192,24 +228,23 @@ def _evaluate_tokens(recipe: Recipe, paths: dict[str, Path], folder: Path) -> No
     """Measure a language model by what it makes of unseen text."""
     from danlu.evaluate.tokens import measure
 
-    vocab_size = read_json(paths["tokenizer"] / "report.json")["vocab_size"]
-    settings = recipe.pretrain
+    settings, spec = recipe.pretrain, kinds.of(recipe.data.modality).spec(paths["tokenizer"])
     assert settings.objective != "none"
-    model = heads.build(backbone_config(recipe, vocab_size), settings.objective)
+    model = heads.build(backbone_config(recipe, spec), settings.objective)
     model.load_state_dict(load_file(paths["pretrain"] / WEIGHTS))
     model.to(where := device())
     tokens = paths["tokenizer"]
     train_ids = text.Documents.load(tokens, "train").ids
-    train_ids = train_ids[train_ids != text.BEGIN_ID]  # never foretold, so it may take no mass
-    batches = token_batches(recipe, tokens, "test", vocab_size)
+    train_ids = train_ids[train_ids != BEGIN_ID]  # never foretold, so it may take no mass
+    batches = held_out_batches(recipe, tokens, "test")
     encoder = text.Encoder.load(tokens / text.FILE, recipe.tokenizer.max_length, False)
     documents = text.Documents.load(tokens, "test")
     seen_bytes = np.asarray([encoder.bytes_of(documents[row]) for row in range(len(documents))])
     rows: list[Metric] = measure(
         model, batches, train_ids, seen_bytes, documents.text_N, recipe.name,
-        settings.objective, vocab_size, where, recipe.evaluate.bootstrap, recipe.seed,
+        settings.objective, spec.vocab_size, where, recipe.evaluate.bootstrap, recipe.seed,
     )  # fmt: skip
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
-    write_json(folder / "leaks.json", _leaks(paths["data"]))
+    write_json(folder / "leaks.json", _leaks(recipe, paths["data"]))
     write_json(folder / "curves.json", {})
     write_json(folder / "mistakes.json", [])

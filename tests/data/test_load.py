@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.batch import PADDING, Batch
-from danlu.data.load import DocumentLoader, for_causal, for_masked, hide, in_order, lay, lay_flat
-from danlu.data.text import BEGIN_ID, END_ID, MASK_ID, NUM_SPECIAL, PAD_ID
+from danlu.data.hide import for_causal, for_masked, hide
+from danlu.data.load import DocumentLoader, in_order, lay
+from danlu.data.modality import BEGIN_ID, END_ID, MASK_ID, NUM_SPECIAL, PAD_ID, Spec
 from small import VOCAB, made_up, same
 
 STEP = 64  # tokens of which a batch holds a multiple
@@ -17,7 +18,13 @@ DOCUMENTS = made_up(SIZES)
 
 
 def loader(mask=0.0, documents=DOCUMENTS, **others):
-    chosen = {"batch_size": 8, "accumulate": 1, "seed": 5, "labels": torch.arange(len(documents))}
+    chosen = {
+        "batch_size": 8,
+        "accumulate": 1,
+        "seed": 5,
+        "spec": Spec(VOCAB),
+        "labels": torch.arange(len(documents)),
+    }
     return DocumentLoader(documents, mask_probability=mask, **chosen | others)
 
 
@@ -161,13 +168,11 @@ def assert_laid(batch, documents):
 @settings(deadline=None, max_examples=60)
 def test_documents_laid_flat_share_one_row_of_a_multiple_of_64_tokens(sizes):
     documents = made_up(sizes)
-    chosen = [documents[row] for row in range(len(sizes))]
-    numbers, labels = np.arange(len(sizes)) + 100, torch.arange(len(sizes)) * 2
-    batch = lay_flat(chosen, numbers, labels)
-    assert_laid(batch, chosen)
+    rows = np.arange(len(sizes))[::-1].copy()
+    batch = documents.lay(rows)
+    assert_laid(batch, [documents[row] for row in rows])
     assert batch.ids_BT.shape == (1, -(-sum(sizes) // STEP) * STEP)
-    assert batch.row_N.tolist() == numbers.tolist()
-    assert torch.equal(batch.label, labels)
+    assert batch.row_N.tolist() == rows.tolist()
 
 
 @given(rows=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=6))
@@ -202,7 +207,7 @@ def masked(sizes, probability=0.15, seed=0):
     documents = made_up(sizes)
     rows = np.arange(len(sizes))
     plain = lay([[documents[row]] for row in rows], max(sizes), rows)
-    return plain, for_masked(plain, probability, VOCAB, np.random.default_rng(seed))
+    return plain, for_masked(plain, probability, Spec(VOCAB), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("probability", [0.15, 0.4])
@@ -274,7 +279,7 @@ def packed():
 def test_each_of_several_documents_in_a_row_has_a_target():
     generator = np.random.default_rng(0)
     for _ in range(20):
-        batch = for_masked(packed(), 0.05, VOCAB, generator)
+        batch = for_masked(packed(), 0.05, Spec(VOCAB), generator)
         for document in range(3):
             assert batch.weight_BT[batch.document_BT == document].any()
 
@@ -299,8 +304,8 @@ def test_causal_batches_score_every_token_but_the_first_of_each_document():
 
 def test_hiding_spares_special_tokens_and_padding():
     documents = made_up([101] * 100)
-    plain = lay_flat([documents[row] for row in range(100)], np.arange(100))
-    batch = hide(plain, 0.2, np.random.default_rng(0))
+    plain = documents.lay(np.arange(100))
+    batch = hide(plain, 0.2, Spec(VOCAB), np.random.default_rng(0))
     changed = batch.ids_BT != plain.ids_BT
     assert (batch.ids_BT[changed] == MASK_ID).all()
     assert (plain.ids_BT[changed] >= NUM_SPECIAL).all()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from danlu.batch import PADDING, Batch
 from danlu.data.load import PackedLoader, for_causal, lay
+from danlu.data.modality import BEGIN_ID, PAD_ID, Spec
 from danlu.data.pack import best_fit
-from danlu.data.text import BEGIN_ID, PAD_ID
 from danlu.train import objective as objectives
 from small import VOCAB, computing, made_up, model, same
 from tolerances import COMPOSED, SIMPLE
@@ -129,7 +129,7 @@ DOCUMENTS = made_up(np.random.default_rng(3).integers(2, LENGTH + 1, 131))
 
 def loader(objective="causal", documents=DOCUMENTS, **others):
     chosen = {"rows": 6, "length": LENGTH, "accumulate": 1, "seed": 5, "mask_probability": 0.15}
-    return PackedLoader(documents, objective=objective, **{"vocab_size": VOCAB} | chosen | others)
+    return PackedLoader(documents, objective=objective, **{"spec": Spec(VOCAB)} | chosen | others)
 
 
 def places(one, epochs=1):
@@ -256,7 +256,7 @@ def alone(batch):
 @pytest.mark.parametrize("dim", [32, 24])  # the kernels take one of them, and not the other
 def test_packing_changes_neither_the_loss_nor_its_gradients(kind, dim, with_kernels):
     documents = made_up(np.random.default_rng(1).integers(2, LENGTH + 1, 24), vocab_size=96)
-    one = loader(kind, documents, rows=4, vocab_size=96)
+    one = loader(kind, documents, rows=4, spec=Spec(96))
     tokens = objectives.tokens()
     count = sum(tokens.count(one.load(*place)[0]) for place in places(one))
     found = []

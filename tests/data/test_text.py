@@ -8,16 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from danlu.data.text import (
-    BEGIN_ID,
-    END_ID,
-    NUM_SPECIAL,
-    SPECIAL,
-    Documents,
-    Encoder,
-    coverage,
-    train,
-)
+from danlu.data.modality import BEGIN_ID, END_ID, NUM_SPECIAL, SPECIAL
+from danlu.data.text import Documents, Encoder, coverage, train
 from danlu.errors import DataError
 
 CORPUS = [

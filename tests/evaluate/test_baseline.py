@@ -7,6 +7,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from danlu.evaluate import baseline
 from danlu.evaluate.baseline import analyzer, fit
 from danlu.recipe.sections import Baseline
 
@@ -189,3 +190,48 @@ def test_rare_n_grams_are_left_out_only_of_large_corpora():
     assert big.settings["features"] == small.settings["features"]
     assert "onceonly" in large["train"]
     assert len(large["train"]) >= 1000
+
+
+def table(n, seed):
+    """Rows of three numbers, one of them often missing, and a category."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(n, 4))
+    x[:, 3] = generator.integers(0, 3, n)
+    y = x[:, 0] - 2 * (x[:, 1] > 0) + x[:, 3] + 0.1 * generator.normal(size=n)
+    x[generator.random(n) < 0.2, 2] = np.nan
+    return x, y
+
+
+def tables(regress=True):
+    found = {name: table(n, n) for name, n in (("train", 400), ("validation", 80), ("test", 90))}
+    cells = {name: x for name, (x, _) in found.items()}
+    truth = {name: y if regress else (y > 0).astype(np.int64) for name, (_, y) in found.items()}
+    return cells, truth
+
+
+def test_least_squares_leave_an_error_that_no_column_explains():
+    cells, truth = tables()
+    filled = {name: np.nan_to_num(x) for name, x in cells.items()}
+    filled["test"], truth["test"] = filled["train"], truth["train"]
+    _, answer = baseline.linear(filled, truth, "regress", (1.0,), 0)
+    left = truth["train"] - answer.answer
+    assert answer.model == "least-squares"
+    np.testing.assert_allclose(filled["train"].T @ left, 0, atol=1e-8)
+    assert abs(left.mean()) < 1e-10
+
+
+def test_boosting_sees_the_step_that_a_line_cannot():
+    cells, truth = tables()
+    filled = {name: np.nan_to_num(x) for name, x in cells.items()}
+    _, line = baseline.linear(filled, truth, "regress", (1.0,), 0)
+    trees = baseline.boosting(cells, [False, False, False, True], truth, "regress", 0)
+    errors = [((a.answer - truth["test"]) ** 2).mean() for a in (line, trees)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_boosting_gives_probabilities_and_says_what_it_chose():
+    cells, truth = tables(regress=False)
+    trees = baseline.boosting(cells, [False, False, False, True], truth, "classify", 0)
+    np.testing.assert_allclose(trees.answer.sum(1), 1)
+    assert trees.settings["learning_rate"] in (0.05, 0.1)
+    assert ((trees.answer[:, 1] > 0.5) == truth["test"]).mean() > 0.85

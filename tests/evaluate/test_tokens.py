@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from danlu.data.load import for_causal, for_masked, in_order
-from danlu.data.text import BEGIN_ID, END_ID, Documents
+from danlu.data.hide import for_causal, for_masked
+from danlu.data.load import in_order
+from danlu.data.modality import BEGIN_ID, END_ID, Spec
+from danlu.data.text import Documents
 from danlu.evaluate.intervals import Bootstrap
 from danlu.evaluate.tokens import measure
 from danlu.model import heads
@@ -40,7 +42,7 @@ def _model(kind):
 def _batches(kind, documents, batch_size=2):
     generator = np.random.default_rng(1)
     return [
-        for_causal(batch) if kind == "causal" else for_masked(batch, 0.3, VOCAB, generator)
+        for_causal(batch) if kind == "causal" else for_masked(batch, 0.3, Spec(VOCAB), generator)
         for batch in in_order(Documents.of(documents), batch_size)
     ]
 

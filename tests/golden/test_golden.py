@@ -18,7 +18,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from danlu.data.load import PackedLoader
-from danlu.data.text import BEGIN_ID, NUM_SPECIAL, Documents
+from danlu.data.modality import BEGIN_ID, NUM_SPECIAL, Spec
+from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model import heads
 from danlu.recipe.sections import Training
@@ -52,7 +53,7 @@ def losses(objective: str, optimizer: str, folder: Path) -> list[float]:
     torch.manual_seed(0)
     causal = objective == "causal"
     model = heads.build(config(vocab_size=VOCAB, causal=causal, qk_norm=not causal), objective)
-    source = PackedLoader(corpus(), 8, LENGTH, 2, 3, objective, 0.15, VOCAB)
+    source = PackedLoader(corpus(), 8, LENGTH, 2, 3, objective, 0.15, Spec(VOCAB))
     settings = Training(
         optimizer=optimizer,
         learning_rate={"adamw": 0.01, "muon": 0.003}[optimizer],

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from danlu.data.load import PackedLoader, lay_flat
+from danlu.data.load import PackedLoader
+from danlu.data.modality import Spec
 from danlu.model import flops
 from danlu.train import objective as objectives
 from small import computing, made_up, model
@@ -28,7 +29,7 @@ def attended(config, sizes):
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_causal_step_counts_what_torch_counts(tie):
     sizes = [33, 31]
-    loader = PackedLoader(made_up(sizes, vocab_size=96), 1, 64, 1, 0, "causal", 0.15, 96)
+    loader = PackedLoader(made_up(sizes, vocab_size=96), 1, 64, 1, 0, "causal", 0.15, Spec(96))
     [batch] = loader.load(0, 0)
     batch.weight_BT.fill_(1.0)  # every position bears loss, so that all logits are needed
     batch.target_BT.clamp_(0, 95)
@@ -42,6 +43,6 @@ def test_padding_counts_as_nothing():
     chosen = model("classify")
     documents = made_up([10, 7], vocab_size=96)
     rows = np.arange(2)
-    flat = lay_flat([documents[0], documents[1]], rows)  # 17 tokens in a row of 64
-    alone = [lay_flat([documents[i]], rows[i : i + 1]) for i in rows]
+    flat = documents.lay(rows)  # 17 tokens in a row of 64
+    alone = [documents.lay(rows[i : i + 1]) for i in rows]
     assert flops.useful(chosen, flat) == sum(flops.useful(chosen, one) for one in alone)

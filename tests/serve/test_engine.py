@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CLASSES, MAX_LENGTH, MIXED, build
 
 from danlu.artifact import read_json, write_json
-from danlu.data import text
+from danlu.data import modality, text
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.serve.engine import Engine
 
@@ -61,7 +61,7 @@ def test_an_answer_names_the_likeliest_class_and_every_probability(engine):
 
 
 def test_answers_equal_the_model_run_by_hand_on_one_document(folder, engine):
-    ids = [text.BEGIN_ID, *engine.encoder.tokenizer.encode("the room was clean").ids]
+    ids = [modality.BEGIN_ID, *engine.reader.encoder.tokenizer.encode("the room was clean").ids]
     row = torch.tensor([ids])
     with torch.no_grad():
         hidden = engine.model.backbone(row, torch.arange(len(ids))[None], torch.zeros_like(row))

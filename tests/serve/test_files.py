@@ -83,9 +83,9 @@ def _check(rows, engine, texts):
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_the_same_rows_come_out_with_the_answers_added(engine, tmp_path, ending):
     path = _write(tmp_path / f"reviews{ending}", ROWS)
-    output, rows, truncated = predict_file(engine, path, "text", None)
+    output, rows, counts = predict_file(engine, path, "text", None)
     assert output == tmp_path / f"reviews.predicted{ending}"
-    assert (rows, truncated) == (5, 1)
+    assert (rows, counts) == (5, {"truncated": 1})
     found = _read(output)
     assert list(found[0]) == ["id", "text", "stars", *ADDED]
     for row, given in zip(found, ROWS, strict=True):

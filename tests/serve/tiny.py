@@ -65,6 +65,7 @@ def build(folder: Path, kind: heads.HeadKind = "classify", **changes: Any) -> Pa
         "classes": classes,
         "scale": {"mean": 3.0, "std": 2.0} if kind == "regress" else None,
         "backbone": config.to_dict(),
+        "modality": "text",
         "max_length": MAX_LENGTH,
         "unicode": "NFC",
         "max_chars": MAX_CHARS,

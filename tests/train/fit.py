@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from danlu.data.load import DocumentLoader, in_order
-from danlu.data.text import BEGIN_ID, Documents
+from danlu.data.modality import BEGIN_ID, Spec
+from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model.backbone import BackboneConfig
 from danlu.model.heads import build
@@ -72,6 +73,7 @@ class Fit:
             batch_size=batch_size,
             accumulate=accumulate,
             seed=self.seed,
+            spec=Spec(VOCAB),
             mask_probability=self.mask,
         )
 

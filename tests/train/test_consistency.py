@@ -10,7 +10,8 @@ from scipy.stats import entropy
 
 from danlu.batch import Batch
 from danlu.data.load import DocumentLoader
-from danlu.data.text import BEGIN_ID, MASK_ID, Documents
+from danlu.data.modality import BEGIN_ID, MASK_ID, Spec
+from danlu.data.text import Documents
 from danlu.errors import RecipeError
 from danlu.recipe import validate
 from danlu.train import objective as objectives
@@ -55,7 +56,9 @@ def test_a_batch_holds_two_views_of_each_document_hidden_differently():
     documents = Documents.of([
         np.asarray([BEGIN_ID, *generator.integers(10, 90, 40)], np.int32) for _ in range(8)
     ])  # fmt: skip
-    loader = DocumentLoader(documents, torch.arange(8), 4, 1, 0, mask_probability=0.3, views=2)
+    loader = DocumentLoader(
+        documents, torch.arange(8), 4, 1, 0, Spec(90), mask_probability=0.3, views=2
+    )
     assert loader.steps_per_epoch == 2
     for position in range(2):
         (batch,) = loader.load(0, position)

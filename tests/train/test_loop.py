@@ -8,7 +8,8 @@ import torch
 from fit import CPU, NUM_DOCUMENTS, VOCAB, Fit, losses, same
 
 from danlu.data.load import PackedLoader
-from danlu.data.text import BEGIN_ID, Documents
+from danlu.data.modality import BEGIN_ID, Spec
+from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model.heads import build
 from danlu.recipe.sections import Training
@@ -263,7 +264,7 @@ def test_a_batch_with_nothing_to_predict_has_a_loss_that_is_a_number(tmp_path):
     torch.manual_seed(0)
     fit = Fit(tmp_path / "c")
     model = build(fit.model.backbone.config, "masked")
-    loader = PackedLoader(documents, 1, 16, 1, 0, "masked", 0.15, VOCAB)
+    loader = PackedLoader(documents, 1, 16, 1, 0, "masked", 0.15, Spec(VOCAB))
     settings = Training(learning_rate=0.1, precision="float32", log_every=1)
     with Screen(quiet=True).progress(1, "steps") as bar:
         train(

@@ -19,18 +19,21 @@ def bare(text: str) -> str:
     return kept or text
 
 
-def find(train: Iterable[str], held_out: Sequence[str]) -> list[int]:
-    """Return the rows of `held_out` whose text stands in `train`, but for case and signs.
+def find(train: Iterable[str], held_out: Sequence[str], *, exactly: bool = False) -> list[int]:
+    """Return the rows of `held_out` that stand in `train`.
 
     Parameters
     ----------
     train : iterable of str
     held_out : sequence of str
+    exactly : bool
+        Whether only the same letters count; texts are compared but for case and signs.
 
     Returns
     -------
     list of int
         Row numbers, from 0.
     """
-    seen = {bare(text) for text in train}
-    return [row for row, text in enumerate(held_out) if bare(text) in seen]
+    form = str if exactly else bare
+    seen = {form(text) for text in train}
+    return [row for row, text in enumerate(held_out) if form(text) in seen]

@@ -33,16 +33,15 @@ def redactions(rows: DataFrame) -> dict[str, int]:
 
 
 def split_report(recipe: Recipe, table: pa.Table) -> dict[str, Any]:
-    """Return a split's rows, lengths in characters, and labels."""
-    size = pa.compute.utf8_length(table["text"]).to_numpy()
-    report: dict[str, Any] = {
-        "rows": table.num_rows,
-        "characters": {
+    """Return a split's rows and labels, and the lengths of texts in characters."""
+    report: dict[str, Any] = {"rows": table.num_rows}
+    if recipe.data.modality == "text":
+        size = pa.compute.utf8_length(table["text"]).to_numpy()
+        report["characters"] = {
             "total": int(size.sum()),
             **{f"p{q}": int(np.quantile(size, q / 100)) for q in (5, 50, 95)},
             "max": int(size.max()),
-        },
-    }
+        }
     if recipe.data.task == "classify":
         cells = table["label"].value_counts().to_pylist()
         counts: dict[str, int] = {}
@@ -67,7 +66,7 @@ def findings(report: dict[str, Any]) -> list[str]:
         if item["different"] < 0.9 * item["rows"]:
             label = f"label {item['label']!r}: " if item["label"] else ""
             findings.append(
-                f"{label}{item['rows']:,} rows as read, {item['different']:,} different texts."
+                f"{label}{item['rows']:,} rows as read, {item['different']:,} different."
             )
     if near := rows.get("near-duplicate"):
         findings.append(

@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from danlu.batch import PADDING, Batch
+from danlu.data import modality
+from danlu.data.hide import for_causal, for_masked, hide
+from danlu.data.modality import PAD_ID, STEP, Spec
 from danlu.data.pack import Rows, best_fit
-from danlu.data.text import BEGIN_ID, MASK_ID, NUM_SPECIAL, PAD_ID, Documents
+from danlu.data.text import Documents
 
-_STEP = 64  # batches come in multiples of so many tokens: a kernel is prepared for each shape
 _SEARCH = 512  # documents looked through for one that makes a batch come out even
 
 
@@ -64,64 +66,15 @@ def lay(
     )
 
 
-def lay_flat(
-    documents: Sequence[NDArray[np.int32]],
-    numbers: NDArray[np.int64],
-    labels: torch.Tensor | None = None,
-) -> Batch:
-    """Lay documents end to end in a single row, see :func:`lay`."""
-    total = sum(map(len, documents))
-    return lay([documents], -(-total // _STEP) * _STEP, numbers, labels)
-
-
 def in_order(
-    documents: Documents, batch_size: int, labels: torch.Tensor | None = None
+    documents: modality.Documents, batch_size: int, labels: torch.Tensor | None = None
 ) -> Iterator[Batch]:
     """Yield every document once, the shortest first."""
     order = np.argsort(documents.sizes, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         chosen = None if labels is None else labels[torch.from_numpy(rows)]
-        yield lay_flat([documents[row] for row in rows], rows, chosen)
-
-
-def for_masked(batch: Batch, probability: float, vocab_size: int, generator: Any) -> Batch:
-    """Hide tokens for the model to fill in (BERT: Devlin et al., 2018).
-
-    Of the chosen tokens 80% become ``<mask>``, 10% a random token and 10% stay;
-    all of them are targets. A document always has at least one.
-    """
-    ids, owner = batch.ids_BT.numpy(), batch.document_BT.numpy()
-    open_ = (owner != PADDING) & (ids != BEGIN_ID)
-    chosen = (generator.random(ids.shape) < probability) & open_
-    lucky = np.where(open_, generator.random(ids.shape), -1.0)
-    for document in np.setdiff1d(owner[open_], owner[chosen]):  # few: short ones alone
-        chosen.flat[np.where(owner == document, lucky, -1.0).argmax()] = True
-    fate = generator.random(ids.shape)
-    hidden = np.where(chosen & (fate < 0.8), MASK_ID, ids)
-    random = generator.integers(NUM_SPECIAL, vocab_size, ids.shape)
-    hidden = np.where(chosen & (fate >= 0.9), random, hidden)
-    return replace(
-        batch,
-        ids_BT=torch.from_numpy(hidden),
-        target_BT=batch.ids_BT,
-        weight_BT=torch.from_numpy(chosen.astype(np.float32)),
-    )
-
-
-def for_causal(batch: Batch) -> Batch:
-    """Make each token's target the one after it in the same document."""
-    same = batch.document_BT[:, 1:] == batch.document_BT[:, :-1]
-    weight = torch.zeros(batch.ids_BT.shape)
-    weight[:, :-1] = (same & (batch.document_BT[:, :-1] != PADDING)).float()
-    return replace(batch, target_BT=batch.ids_BT.roll(-1, dims=1), weight_BT=weight)
-
-
-def hide(batch: Batch, probability: float, generator: Any) -> Batch:
-    """Hide input tokens at random, so that a classifier cannot lean on a few."""
-    ids = batch.ids_BT.numpy()
-    chosen = (generator.random(ids.shape) < probability) & (ids >= NUM_SPECIAL)
-    return replace(batch, ids_BT=torch.from_numpy(np.where(chosen, MASK_ID, ids)))
+        yield replace(documents.lay(rows), label=chosen)
 
 
 def _in_parts(
@@ -158,7 +111,7 @@ class PackedLoader:
         What is to be predicted.
     mask_probability : float
         Share of tokens hidden, for ``"masked"``.
-    vocab_size : int
+    spec : Spec
     """
 
     documents: Documents
@@ -168,7 +121,7 @@ class PackedLoader:
     seed: int
     objective: str
     mask_probability: float
-    vocab_size: int
+    spec: Spec
 
     @cached_property
     def packed(self) -> Rows:
@@ -200,12 +153,14 @@ class PackedLoader:
         batch = lay(tokens, self.length, np.concatenate(numbers))
         if self.objective == "causal":
             return for_causal(batch)
-        return for_masked(batch, self.mask_probability, self.vocab_size, generator)
+        return for_masked(batch, self.mask_probability, self.spec, generator)
 
 
 @dataclass(frozen=True, eq=False)
 class DocumentLoader:
     """Batches of so many documents, laid end to end, for objectives over documents.
+
+    They serve an objective over positions as well, where documents are not packed.
 
     The last document of a batch is chosen such that the tokens come out even, and no
     padding is computed with, unless no document at hand fits, as at the end of an epoch.
@@ -214,25 +169,27 @@ class DocumentLoader:
     Attributes
     ----------
     documents : Documents
-    labels : Tensor
-        One for each document.
+    labels : Tensor, optional
+        One for each document; without them positions are to be filled in.
     batch_size : int
         Documents that a step of the optimiser sees.
     accumulate : int
         Parts that it sees them in.
     seed : int
+    spec : Spec
     mask_probability : float
-        Share of tokens hidden.
+        Share of positions hidden.
     views : int
         How often each document stands in a batch, each time with other tokens
         hidden; the views follow each other as whole batches.
     """
 
-    documents: Documents
-    labels: torch.Tensor
+    documents: modality.Documents
+    labels: torch.Tensor | None
     batch_size: int
     accumulate: int
     seed: int
+    spec: Spec
     mask_probability: float = 0.0
     views: int = 1
 
@@ -245,9 +202,9 @@ class DocumentLoader:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the documents of an epoch in their order."""
         order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.documents))
-        size = self.documents.sizes[order] * self.views % _STEP
+        size = self.documents.sizes[order] * self.views % STEP
         for last in range(self.batch_size - 1, len(order), self.batch_size):
-            wanted = -size[last - self.batch_size + 1 : last].sum() % _STEP
+            wanted = -size[last - self.batch_size + 1 : last].sum() % STEP
             fitting = np.flatnonzero(size[last : last + _SEARCH] == wanted)
             if len(fitting):
                 pair = [last, last + fitting[0]]
@@ -261,6 +218,10 @@ class DocumentLoader:
 
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
         rows = np.tile(rows, self.views)
-        labels = self.labels[torch.from_numpy(rows)]
-        batch = lay_flat([self.documents[row] for row in rows], rows, labels)
-        return hide(batch, self.mask_probability, generator) if self.mask_probability else batch
+        batch = self.documents.lay(rows, generator)
+        if self.labels is None:
+            return for_masked(batch, self.mask_probability, self.spec, generator)
+        batch = replace(batch, label=self.labels[torch.from_numpy(rows)])
+        if self.mask_probability:
+            batch = hide(batch, self.mask_probability, self.spec, generator)
+        return batch

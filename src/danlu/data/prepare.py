@@ -24,8 +24,7 @@ from daft.functions import contains, count_distinct, is_null, length, try_cast, 
 from numpy.typing import NDArray
 
 from danlu.artifact import write_json
-from danlu.data import describe, duplicates, split
-from danlu.data.clean import scrub
+from danlu.data import describe, duplicates, kinds, split
 from danlu.data.encoding import REPLACEMENT
 from danlu.data.labels import canonical, split_cell
 from danlu.data.privacy import KINDS
@@ -52,12 +51,13 @@ class _Funnel:
 
 def columns(recipe: Recipe) -> Columns:
     """Return the columns that the recipe reads."""
-    kind, _, column = recipe.data.split.by.partition(":")
+    kind, _, column = _rule(recipe)
     return Columns(
-        text=recipe.data.text,
+        text=recipe.data.text if recipe.data.modality == "text" else None,
         label=recipe.data.label,
         group=column if kind == "group" else None,
         time=column if kind == "time" else None,
+        others=kinds.of(recipe.data.modality).named(recipe),
     )
 
 
@@ -105,15 +105,20 @@ def prepare(
     contradictory = sum(reason == "contradiction" for reason in reasons.values())
     funnel.add("after contradictions", usable.count_rows() - contradictory)
     funnel.add("after exact duplicates", texts.count_rows())
-    pairs, opposed = _near_duplicates(recipe, texts, reasons)
+    pairs, opposed = None, 0
+    if recipe.data.modality == "text":
+        pairs, opposed = _near_duplicates(recipe, texts, reasons)
     if recipe.data.clean.near_duplicates == "drop":
         funnel.add("after near-duplicates", usable.count_rows() - len(reasons))
 
     kept = _with_reasons(rows, reasons).collect()
     table = _survivors(kept)
     _check_labels(recipe, table)
-    ids = np.asarray(texts.to_pydict()["id"], np.int64)
-    cluster = duplicates.clusters(ids, pairs)[np.searchsorted(ids, table["id"].to_numpy())]
+    if pairs is not None:
+        ids = np.asarray(texts.to_pydict()["id"], np.int64)
+        cluster = duplicates.clusters(ids, pairs)[np.searchsorted(ids, table["id"].to_numpy())]
+    else:
+        cluster = _equal(table)
     assigned = _assign(recipe, table, cluster)
     late = _leaks_from_the_past(recipe, assigned, cluster)
     if late.any():
@@ -191,23 +196,30 @@ def _survivors(kept: DataFrame) -> pa.Table:
 
 def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return what cleans, redacts and canonicalises a row before it reaches the disk."""
-    form, data = recipe.data.clean.unicode, recipe.data
-    kinds = [kind for kind in KINDS if getattr(data.redact, kind)]
+    data, own = recipe.data, kinds.of(recipe.data.modality).refiner(recipe)
 
     def refine(row: dict[str, Any]) -> dict[str, Any]:
-        text, counts = row.get("text"), dict.fromkeys(KINDS, 0)
-        if text is not None:
-            row["as_read"] = _hash(text.strip()) if text.strip() else None
-            row["text"], found = scrub(text, form, kinds)
-            counts |= found
+        row |= dict.fromkeys(KINDS, 0)
+        if text := (row.get("text") or "").strip():
+            row["as_read"] = _hash(text)
+        own(row)
+        label = row.get("label")
+        row["label"] = data.rename.get(label or "", label)
+        if "as_read" not in row and (text := row.get("text")):
+            row["as_read"] = _hash(text)
         if (label := row.get("label")) is not None:
             row["label"] = canonical(label, data.kind, data.label_separator)
         if (group := row.get("group")) is not None:
             # Only whether two groups are the same matters, and a group is often a person.
             row["group"] = f"{_hash(group) & 0xFFFFFFFFFFFFFFFF:016x}"
-        return row | counts
+        return row
 
     return refine
+
+
+def _rule(recipe: Recipe) -> tuple[str, str, str]:
+    """Return the kind of split, and its column if there is one."""
+    return (recipe.data.split.by or "random").partition(":")
 
 
 def _hash(text: str) -> int:
@@ -235,21 +247,24 @@ def _profile(landed: DataFrame, by_label: bool) -> list[dict[str, Any]]:
 def _mark_unusable(rows: DataFrame, recipe: Recipe) -> DataFrame:
     """Give a reason to every row that cannot be used by itself."""
     clean, task = recipe.data.clean, recipe.data.task
-    size = length(col("text"))
+    size, what = length(col("text")), {"text": "text"}.get(recipe.data.modality, "row")
     rules = [
         (~is_null(col("reason")), col("reason")),
-        (is_null(col("text")) | (size == lit(0)), lit("empty text")),
+        (is_null(col("text")) | (size == lit(0)), lit(f"empty {what}")),
         (contains(col("text"), REPLACEMENT), lit("undecodable bytes")),
-        (size < lit(clean.min_chars), lit(f"shorter than {clean.min_chars} characters")),
-        (size > lit(clean.max_chars), lit(f"longer than {clean.max_chars} characters")),
     ]
+    if recipe.data.modality == "text":
+        rules += [
+            (size < lit(clean.min_chars), lit(f"shorter than {clean.min_chars} characters")),
+            (size > lit(clean.max_chars), lit(f"longer than {clean.max_chars} characters")),
+        ]
     if task != "pretrain":
         rules.append((is_null(col("label")), lit("no label")))
     if task == "regress":
         value = try_cast(col("label"), DataType.float64())
         bad = is_null(value) | value.is_nan() | value.is_inf()
         rules.append((bad, lit("label is not a number")))
-    kind = recipe.data.split.by.partition(":")[0]
+    kind = _rule(recipe)[0]
     if kind in ("group", "time"):
         rules.append((is_null(col(kind)), lit(f"no {kind}")))
     expression = lit(None).cast(DataType.string())
@@ -290,10 +305,10 @@ def _with_reasons(rows: DataFrame, reasons: dict[int, str]) -> DataFrame:
 def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDArray[np.str_]:
     """Assign every row to a split."""
     rule = recipe.data.split
-    kind = rule.by.partition(":")[0]
+    kind = _rule(recipe)[0]
     if kind == "time":
         return split.by_time(_instants(table), rule.test, rule.validation)
-    if kind == "random":
+    if kind == "random" and recipe.data.modality == "text":
         cluster = np.arange(table.num_rows)
     elif kind == "group":  # a group's rows, and near-duplicates across groups, stay together
         group = np.unique(table["group"].to_numpy().astype(str), return_inverse=True)[1]
@@ -305,6 +320,18 @@ def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDAr
     else:
         label = np.full(table.num_rows, "")
     return split.by_cluster(cluster, label, rule.test, rule.validation, recipe.seed)
+
+
+def _equal(table: pa.Table) -> NDArray[np.int64]:
+    """Return a number for each row that equal rows share.
+
+    Where most rows have an equal, as in a table of a few categories, being equal says nothing
+    of where a row came from, and each has a number of its own.
+    """
+    same = table["text"].combine_chunks().dictionary_encode()
+    if 2 * len(same.dictionary) < table.num_rows:
+        return np.arange(table.num_rows)
+    return np.asarray(same.indices, np.int64)
 
 
 def _instants(table: pa.Table) -> NDArray[np.float64]:
@@ -338,7 +365,7 @@ def _leaks_from_the_past(
 ) -> NDArray[np.bool_]:
     """Find later rows that resemble an earlier split's; only a split by time has them."""
     late = np.zeros(len(assigned), bool)
-    if recipe.data.split.by.startswith("time:"):
+    if _rule(recipe)[0] == "time":
         seen = cluster[assigned == split.TRAIN]
         late |= (assigned != split.TRAIN) & np.isin(cluster, seen)
         seen = cluster[(assigned == split.VALIDATION) & ~late]

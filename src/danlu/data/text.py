@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from danlu.batch import Batch
+from danlu.data.modality import BEGIN_ID, END_ID, NUM_SPECIAL, SPECIAL, lay_end_to_end
 from danlu.errors import DataError
 
-PAD, MASK, BEGIN, END = "<pad>", "<mask>", "<bos>", "<eos>"
-SPECIAL = (PAD, MASK, BEGIN, END)
-PAD_ID, MASK_ID, BEGIN_ID, END_ID = range(4)
-NUM_SPECIAL = len(SPECIAL)
 FILE = "tokenizer.json"
 
 
@@ -136,6 +134,11 @@ class Documents:
     def sizes(self) -> NDArray[np.int64]:
         """Tokens in each document."""
         return np.diff(self.offsets)
+
+    def lay(self, rows: NDArray[np.int64], generator: Any = None) -> Batch:  # noqa: ARG002 - nothing about a text's own form is drawn
+        """Lay documents end to end in a single row."""
+        ids = np.concatenate([self[row] for row in rows.tolist()])
+        return lay_end_to_end(ids, self.sizes[rows], rows)
 
     @classmethod
     def of(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -16,6 +18,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from danlu.recipe.sections import Baseline
 
+_MOST = 255
 _SPACED = re.compile(r"\s")
 _WORD = re.compile(r"(?u)\b\w+\b")
 
@@ -91,8 +94,98 @@ def fit(
     )  # fmt: skip
     features = {"train": vectorizer.fit_transform(texts["train"])}
     features |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
+    about = {"analyzer": unit, "ngrams": list(lengths)}
+    name = "tfidf-ridge" if task == "regress" else "tfidf-logreg"
+    strengths = settings.inverse_regularization
+    return [trivial, _chosen(name, features, truth, task, strengths, seed, about)]
+
+
+def linear(
+    features: dict[str, NDArray[np.float32]],
+    truth: dict[str, NDArray[Any]],
+    task: str,
+    strengths: Sequence[float],
+    seed: int,
+) -> list[Answer]:
+    """Fit the trivial model, and a linear one: in closed form where values are foretold.
+
+    Parameters
+    ----------
+    features : dict of str to NDArray of float32, shape (n, d)
+        The splits' rows as vectors.
+    truth, task, seed
+        As for :func:`fit`.
+    strengths : sequence of float
+        C of the logistic regression; the validation split chooses.
+
+    Notes
+    -----
+    Least squares without regularisation (numpy's ``lstsq``): where columns depend on each
+    other, the solution of least norm.
+    """
+    trivial = _trivial(truth["train"], len(features["test"]), task)
+    if task != "regress":
+        return [trivial, _chosen("logreg", features, truth, task, strengths, seed, {})]
+    wide = {k: np.hstack([np.ones((len(v), 1)), v]) for k, v in features.items() if len(v)}
+    weights = np.linalg.lstsq(wide["train"].astype(np.float64), truth["train"], rcond=None)[0]
+    about = {"features": features["train"].shape[1], "form": "closed"}
+    return [trivial, Answer("least-squares", wide["test"] @ weights, about)]
+
+
+def boosting(
+    cells: dict[str, NDArray[np.float64]],
+    categorical: list[bool],
+    truth: dict[str, NDArray[Any]],
+    task: str,
+    seed: int,
+) -> Answer:
+    """Fit histogram gradient boosting (Ke et al., "LightGBM", 2017; scikit-learn's).
+
+    Parameters
+    ----------
+    cells : dict of str to NDArray of float64, shape (n, columns)
+        Numbers, and categories as places; NaN where missing.
+    categorical : list of bool
+        Which columns are categories.
+    truth, task, seed
+        As for :func:`fit`. The validation split chooses rate, leaves and number of trees.
+    """
+    made = HistGradientBoostingRegressor if task == "regress" else HistGradientBoostingClassifier
+    # A histogram has 255 bins, which is the most that a category may have.
+    named = [is_one and np.nanmax(column, initial=0) < _MOST
+             for is_one, column in zip(categorical, cells["train"].T, strict=True)]  # fmt: skip
+    best: tuple[float, dict[str, Any], Any] | None = None
+    for rate in (0.05, 0.1):
+        for leaves in (15, 31):
+            for trees in (100, 300):
+                options = {"learning_rate": rate, "max_leaf_nodes": leaves, "max_iter": trees}
+                model = made(
+                    **options, categorical_features=named, early_stopping=False, random_state=seed
+                )
+                if task == "multilabel":
+                    model = OneVsRestClassifier(model)
+                model.fit(cells["train"], truth["train"])
+                score = _validation_score(model, cells["validation"], truth["validation"], task)
+                if best is None or score > best[0]:
+                    best = score, options, model
+    assert best is not None
+    _, options, model = best
+    answer = model.predict if task == "regress" else model.predict_proba
+    return Answer("boosting", answer(cells["test"]), options | {"chosen_on": "validation"})
+
+
+def _chosen(
+    name: str,
+    features: dict[str, Any],
+    truth: dict[str, NDArray[Any]],
+    task: str,
+    strengths: Sequence[float],
+    seed: int,
+    about: dict[str, Any],
+) -> Answer:
+    """Return a linear model whose regularisation the validation split chose."""
     best: tuple[float, float, Any] | None = None
-    for strength in settings.inverse_regularization:
+    for strength in strengths:
         model = _linear(task, strength, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # judged by its score below
@@ -102,18 +195,15 @@ def fit(
         if best is None or score > best[0]:
             best = score, strength, model
     assert best is not None
-    score, strength, model = best
-    chosen = {
-        "analyzer": unit,
-        "ngrams": list(lengths),
-        "features": len(vectorizer.vocabulary_),
+    _, strength, model = best
+    chosen = about | {
+        "features": features["train"].shape[1],
         "inverse_regularization": strength,
         "chosen_on": "validation",
-        "tried": list(settings.inverse_regularization),
+        "tried": list(strengths),
     }
-    if task == "regress":
-        return [trivial, Answer("tfidf-ridge", model.predict(features["test"]), chosen)]
-    return [trivial, Answer("tfidf-logreg", model.predict_proba(features["test"]), chosen)]
+    answer = model.predict if task == "regress" else model.predict_proba
+    return Answer(name, answer(features["test"]), chosen)
 
 
 def _trivial(truth: NDArray[Any], n: int, task: str) -> Answer:

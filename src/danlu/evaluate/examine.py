@@ -9,19 +9,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 
-def groups(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """Return the parts of a split that are measured by themselves: by length, by source."""
-    size = pa.compute.utf8_length(table["text"]).to_numpy()
-    low, high = (int(value) for value in np.quantile(size, [1 / 3, 2 / 3]))
-    groups = {
-        f"up to {low} characters": size <= low,
-        f"{low + 1} to {high} characters": (size > low) & (size <= high),
-        f"over {high} characters": size > high,
-    }
+def groups(table: pa.Table, by_length: bool) -> dict[str, NDArray[np.bool_]]:
+    """Return the parts of a split that are measured alone: by a text's length, by source."""
+    groups: dict[str, NDArray[np.bool_]] = {}
+    if by_length:
+        groups = _by_length(table)
     sources = np.asarray(table["source"].to_pylist())
     if len(names := np.unique(sources)) > 1:
         groups |= {f"source {name}": sources == name for name in names}
     return groups
+
+
+def _by_length(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    size = pa.compute.utf8_length(table["text"]).to_numpy()
+    low, high = (int(value) for value in np.quantile(size, [1 / 3, 2 / 3]))
+    return {
+        f"up to {low} characters": size <= low,
+        f"{low + 1} to {high} characters": (size > low) & (size <= high),
+        f"over {high} characters": size > high,
+    }
 
 
 def mistakes(

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danlu.model import fast
 from danlu.model.fast import ACTIVATIONS, Layout
+from danlu.model.values import Values, placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class BackboneConfig:
         Base of the rotary wavelengths; guard of the norm's division.
     tie_embeddings : bool
         Whether the output matrix over the vocabulary is the input embedding.
+    value_dims, value_ids, shared_values
+        Of continuous values, see :class:`danlu.model.values.Values`; 0 where there are none.
     """
 
     vocab_size: int
@@ -58,6 +61,9 @@ class BackboneConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
+    value_dims: int = 0
+    value_ids: int = 0
+    shared_values: bool = True
 
     def __post_init__(self) -> None:
         sizes = "vocab_size num_layers dim num_heads num_kv_heads head_dim hidden_dim"
@@ -76,6 +82,33 @@ class BackboneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, for JSON."""
         return asdict(self)
+
+
+class Inputs(nn.Module):
+    """Ids, and the values that some of them carry, as vectors.
+
+    What every backbone begins with.
+    """
+
+    embedding: nn.Embedding
+    values: Values | None
+
+    def embed(
+        self, ids_BT: Tensor, values_UK: Tensor | None = None, slots_U: Tensor | None = None
+    ) -> Tensor:
+        """Return the vector of every position, shape (B, T, D)."""
+        x_BTD: Tensor = self.embedding(ids_BT)
+        if self.values is None or values_UK is None or slots_U is None:
+            return x_BTD
+        return placed(x_BTD, self.values(values_UK, ids_BT.reshape(-1)[slots_U]), slots_U)
+
+
+def values_in(config: Any) -> Values | None:
+    """Return the matrices that take the values in, if there are values."""
+    if not config.value_dims:
+        return None
+    first = config.vocab_size - config.value_ids
+    return Values(config.value_dims, config.dim, first, config.value_ids, config.shared_values)
 
 
 class RMSNorm(nn.Module):
@@ -174,8 +207,8 @@ class Block(nn.Module):
         return x_BTD, self.dropout(self.feed_forward(normed_BTD))
 
 
-class Backbone(nn.Module):
-    """Ids in, one hidden vector for every position out.
+class Backbone(Inputs):
+    """Ids and values in, one hidden vector for every position out.
 
     Attributes
     ----------
@@ -197,6 +230,7 @@ class Backbone(nn.Module):
         self.config = config
         self.checkpoint = False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.values = values_in(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_epsilon)
@@ -217,13 +251,23 @@ class Backbone(nn.Module):
                     std /= (2 * self.config.num_layers) ** 0.5
                 nn.init.normal_(module.weight, std=std)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.values is not None:
+            # As large as the ids they stand with: a patch must not drown its place.
+            nn.init.normal_(self.values.weight, std=0.02 * self.config.value_dims**-0.5)
 
-    def forward(self, ids_BT: Tensor, position_BT: Tensor, document_BT: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        document_BT: Tensor,
+        values_UK: Tensor | None = None,
+        slots_U: Tensor | None = None,
+    ) -> Tensor:
         """Return hidden_BTD, shape (B, T, D), normed."""
         config = self.config
         cos_BTG, sin_BTG = fast.rotary_table(position_BT, config.head_dim, config.rope_theta)
         layout = Layout.of(document_BT, config.causal)
-        x_BTD: Tensor = self.dropout(self.embedding(ids_BT))
+        x_BTD: Tensor = self.dropout(self.embed(ids_BT, values_UK, slots_U))
         delta_BTD: Tensor | None = None
         for layer in self.layers:
             if self.checkpoint and torch.is_grad_enabled():

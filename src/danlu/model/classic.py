@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from danlu.model.backbone import RMSNorm
+from danlu.model.backbone import Inputs, RMSNorm, values_in
 from danlu.model.fast import ACTIVATIONS, Layout
+from danlu.model.values import placed
 
-ClassicKind = Literal["linear", "cnn", "lstm", "gru"]
+ClassicKind = Literal["linear", "mlp", "cnn", "lstm", "gru"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ class ClassicConfig:
 
     Attributes
     ----------
-    kind : {"linear", "cnn", "lstm", "gru"}
+    kind : {"linear", "mlp", "cnn", "lstm", "gru"}
         ``linear`` is the embeddings alone: before a document's head, which weighs them by a
-        learnt attention, a bag of tokens. The others are named as they are known.
+        learnt attention, a bag of tokens; of values it is the values themselves. ``mlp`` looks
+        at each position by itself. The others are named as they are known.
     vocab_size, num_layers, dim : int
-        As of a Transformer; ``linear`` has no layers, whatever `num_layers` says.
+        As of a Transformer; ``linear`` has no layers, whatever `num_layers` says. The first
+        layer of an MLP is what takes the input to its width.
     hidden_dim : int
         Units of a recurrent layer, in each direction.
     window : int
@@ -39,9 +42,9 @@ class ClassicConfig:
     causal : bool
         Whether a recurrent layer reads forwards only.
     dropout : float
-        In [0, 1): on the embeddings, on the branch of each convolution, and on the output
-        of each recurrence.
-    norm_epsilon, tie_embeddings
+        In [0, 1): on the embeddings (but of an MLP), on the branch of each convolution, and
+        on the output of each recurrence and each layer of an MLP.
+    norm_epsilon, tie_embeddings, value_dims, value_ids, shared_values
         As of a Transformer.
     """
 
@@ -56,6 +59,9 @@ class ClassicConfig:
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
+    value_dims: int = 0
+    value_ids: int = 0
+    shared_values: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ClassicKind):
@@ -73,6 +79,27 @@ class ClassicConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, for JSON."""
         return asdict(self)
+
+
+class Dense(nn.Module):
+    """``activation(matrix(x))``; the first layer's matrix is the input's own, see :class:`Classic`.
+
+    The matrices are drawn as by He et al., "Delving Deep into Rectifiers", 2015.
+    """
+
+    def __init__(self, config: ClassicConfig, first: bool) -> None:
+        super().__init__()
+        self.matrix: nn.Module = nn.Identity()
+        if not first:  # the input's own matrix comes before
+            self.matrix = nn.Linear(config.dim, config.dim)
+            nn.init.kaiming_normal_(self.matrix.weight, nonlinearity="relu")
+            nn.init.zeros_(self.matrix.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.activation(self.matrix(x_ND)))
+        return out
 
 
 class Convolution(nn.Module):
@@ -126,8 +153,15 @@ class Recurrence(nn.Module):
         return out
 
 
-class Classic(nn.Module):
-    """Ids in, one hidden vector for every position out.
+def _layer(config: ClassicConfig, number: int) -> nn.Module:
+    """Return a layer; the first has the number 0."""
+    if config.kind == "mlp":
+        return Dense(config, first=number == 0)
+    return Convolution(config) if config.kind == "cnn" else Recurrence(config)
+
+
+class Classic(Inputs):
+    """Ids and values in, one hidden vector for every position out.
 
     Examples
     --------
@@ -141,17 +175,36 @@ class Classic(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint = False  # these hold too little for it to be worth computing twice
+        kind = config.kind
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        nn.init.normal_(self.embedding.weight, std=0.02 if config.kind == "linear" else 0.1)
-        self.dropout = nn.Dropout(config.dropout)
-        layer = Convolution if config.kind == "cnn" else Recurrence
-        layers = 0 if config.kind == "linear" else config.num_layers
-        self.layers = nn.ModuleList(layer(config) for _ in range(layers))
+        nn.init.normal_(self.embedding.weight, std={"linear": 0.02, "mlp": 0.02}.get(kind, 0.1))
+        self.values = values_in(config)
+        self.plain = kind == "linear" and bool(config.value_dims)
+        if self.plain:  # a linear model of the values, without a matrix before the head's
+            if config.value_dims != config.dim:
+                raise ValueError(f"the width must be that of the values, {config.value_dims}")
+            self.embedding.weight.requires_grad_(False).zero_()
+            self.values = None
+        self.dropout = nn.Dropout(0.0 if kind == "mlp" else config.dropout)
+        self.layers = nn.ModuleList(
+            _layer(config, n) for n in range(0 if kind == "linear" else config.num_layers)
+        )
 
-    def forward(self, ids_BT: Tensor, position_BT: Tensor, document_BT: Tensor) -> Tensor:  # noqa: ARG002 - the order is all that these know of positions
-        """Return hidden_BTD, shape (B, T, D); zero at padding, unless there are no layers."""
-        x_BTD: Tensor = self.dropout(self.embedding(ids_BT))
-        if not self.layers:
+    def forward(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,  # noqa: ARG002 - the order is all that these know of positions
+        document_BT: Tensor,
+        values_UK: Tensor | None = None,
+        slots_U: Tensor | None = None,
+    ) -> Tensor:
+        """Return hidden_BTD, shape (B, T, D); zero at padding, unless positions stand alone."""
+        x_BTD: Tensor = self.dropout(self.embed(ids_BT, values_UK, slots_U))
+        if self.plain and values_UK is not None and slots_U is not None:
+            return placed(x_BTD, self.dropout(values_UK), slots_U)
+        if self.config.kind in ("linear", "mlp"):
+            for layer in self.layers:
+                x_BTD = layer(x_BTD)
             return x_BTD
         x_ND = x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND, dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danlu.batch import Batch
-from danlu.model.heads import Model, TokenHead
+from danlu.model.heads import DocumentHead, FillingHead, Model, TokenHead
 
 _MULTIPLY_ADD, _PASSES = 2, 3  # a product forward, and one for each of its factors backward
 
@@ -29,13 +29,25 @@ def useful(model: Model, batch: Batch) -> int:
     >>> useful(build(config, "masked"), batch) == 6 * (attention + layers + output)
     True
     """
-    if isinstance(model.head, TokenHead):
-        head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
-        if model.head.weight is None:
-            head += model.backbone.embedding.weight.numel()
-        assert batch.weight_BT is not None
-        head *= int((batch.weight_BT != 0).sum())
+    backbone, head = model.backbone.multiply_adds(batch.document_BT), model.head
+    if model.backbone.values is not None and batch.values_UK is not None:
+        backbone += batch.values_UK.numel() * model.backbone.config.dim
+    if isinstance(head, DocumentHead):
+        own = head.score.weight.numel() * batch.num_tokens
+        own += head.output.weight.numel() * batch.num_documents
+    elif isinstance(head, FillingHead):
+        assert batch.hidden_UK is not None
+        own = _of_tokens(model, head.tokens, batch)
+        own += batch.hidden_UK.numel() * model.backbone.config.dim
     else:
-        head = model.head.score.weight.numel() * batch.num_tokens
-        head += model.head.output.weight.numel() * batch.num_documents
-    return _MULTIPLY_ADD * _PASSES * (model.backbone.multiply_adds(batch.document_BT) + head)
+        own = _of_tokens(model, head, batch)
+    return _MULTIPLY_ADD * _PASSES * (backbone + own)
+
+
+def _of_tokens(model: Model, head: TokenHead, batch: Batch) -> int:
+    """Return the multiply-adds of scores over the vocabulary."""
+    each = sum(p.numel() for p in head.parameters() if p.ndim == 2)
+    if head.weight is None:
+        each += model.backbone.embedding.weight.numel()
+    assert batch.weight_BT is not None
+    return each * int((batch.weight_BT != 0).sum())

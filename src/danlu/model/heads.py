@@ -15,6 +15,7 @@ from danlu.batch import PADDING, Batch
 from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
 from danlu.model.classic import Classic, ClassicConfig
+from danlu.model.values import Values
 
 Config = BackboneConfig | ClassicConfig
 
@@ -72,6 +73,21 @@ def scored_positions(weight_BT: Tensor) -> Tensor:
     if 2 * count > len(bears):
         return torch.arange(len(bears), device=bears.device)
     return bears.to(torch.int8).argsort(descending=True, stable=True)[: -(-count // _STEP) * _STEP]
+
+
+class Filled(NamedTuple):
+    """What is said about positions that were hidden: their ids, and their values.
+
+    Attributes
+    ----------
+    scores : Scores
+        Of the positions that hold an id alone.
+    values_UK : Tensor
+        Of the positions that carry a value, in the batch's order.
+    """
+
+    scores: Scores
+    values_UK: Tensor
 
 
 class TokenHead(nn.Module):
@@ -170,27 +186,63 @@ class DocumentHead(nn.Module):
         return out.float()
 
 
+class FillingHead(nn.Module):
+    """Says of hidden positions which id stood there, and which value.
+
+    The ids as :class:`TokenHead` with its dense layer; the values by a matrix, or one for
+    each id that carries a value.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.tokens = TokenHead(config, transform=True)
+        first = config.vocab_size - config.value_ids
+        self.values = Values(
+            config.dim, config.value_dims, first, config.value_ids, config.shared_values
+        )
+        nn.init.zeros_(self.values.weight)  # an untrained head says the mean of everything
+
+    def forward(self, hidden_BTD: Tensor, batch: Batch, embedding_VD: Tensor) -> Filled:
+        """Return what was hidden in the batch."""
+        weight_BT, slots_U = batch.weight_BT, batch.hidden_slots_U
+        assert weight_BT is not None
+        assert batch.target_BT is not None
+        assert slots_U is not None, "the batch hides no values"
+        scores = self.tokens(hidden_BTD, weight_BT, embedding_VD)
+        hidden_UD = hidden_BTD.flatten(0, 1)[slots_U].float()
+        return Filled(scores, self.values(hidden_UD, batch.target_BT.reshape(-1)[slots_U]))
+
+
+Head = TokenHead | FillingHead | DocumentHead
+
+
 class Model(nn.Module):
     """A backbone with the one head that the present objective needs."""
 
-    def __init__(self, backbone: Backbone | Classic, head: TokenHead | DocumentHead) -> None:
+    def __init__(self, backbone: Backbone | Classic, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return hidden_BTD for the batch."""
-        out: Tensor = self.backbone(batch.ids_BT, batch.position_BT, batch.document_BT)
+        out: Tensor = self.backbone(
+            batch.ids_BT, batch.position_BT, batch.document_BT, batch.values_UK, batch.slots_U
+        )
         return out
 
-    def forward(self, batch: Batch) -> Tensor | Scores:
-        """Return the head's outputs: (N, C), or the scores of the weighted positions."""
+    def forward(self, batch: Batch) -> Tensor | Scores | Filled:
+        """Return the head's outputs: (N, C), or what is said of the hidden positions."""
         hidden_BTD = self.hidden(batch)
         if isinstance(self.head, DocumentHead):
             out: Tensor = self.head(hidden_BTD, batch)
             return out
+        embedding_VD = self.backbone.embedding.weight
+        if isinstance(self.head, FillingHead):
+            filled: Filled = self.head(hidden_BTD, batch, embedding_VD)
+            return filled
         assert batch.weight_BT is not None, "an objective over tokens needs weight_BT"
-        scores: Scores = self.head(hidden_BTD, batch.weight_BT, self.backbone.embedding.weight)
+        scores: Scores = self.head(hidden_BTD, batch.weight_BT, embedding_VD)
         return scores
 
 
@@ -211,6 +263,8 @@ def build(config: Config, kind: HeadKind, num_outputs: int = 0, dropout: float =
         In [0, 1), before the document head's output layer.
     """
     backbone = Classic(config) if isinstance(config, ClassicConfig) else Backbone(config)
+    if kind == "masked" and config.value_dims:
+        return Model(backbone, FillingHead(config))
     if kind in ("masked", "causal"):
         return Model(backbone, TokenHead(config, transform=kind == "masked"))
     return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

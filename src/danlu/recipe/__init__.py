@@ -18,15 +18,12 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from danlu.errors import InputError, RecipeError
+from danlu.recipe import places
+from danlu.recipe.base import Section
 from danlu.recipe.rules import USES, WITHOUT_MATRICES, contradictions, step_tokens
-from danlu.recipe.sections import Recipe, Section, Source
+from danlu.recipe.sections import Recipe, Source
 
 __all__ = ["Recipe", "Source", "dump", "fill", "load", "read_toml", "schema", "validate"]
-
-_ENDINGS = {
-    ".txt": "txt", ".text": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
 
 
 def load(path: Path | str, overrides: list[str] | None = None) -> tuple[Recipe, dict[str, str]]:
@@ -205,7 +202,7 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "heads": (heads, "width / head_dim"),
         "kv_heads": (heads, "as many as heads"),
         "hidden": (model.width, "width") if classic else hidden,
-        "activation": ("relu", "of a CNN") if classic else ("swiglu", "of a Transformer"),
+        "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
         "causal": (recipe.pretrain.objective == "causal", "true for a causal objective"),
     }
     model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
@@ -251,45 +248,59 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
             "accuracy where a row has one class, loss otherwise",
         ),
     )
+    updates["data"] = _fill_data(recipe, derive)
+    if recipe.data.modality == "table":
+        alone = model.backbone != "transformer"
+        bins = (0, "none for a row as one vector") if alone else (16, "16 for a Transformer")
+        updates["table"] = derive(recipe.table, "table", bins=bins)
+    return recipe.model_copy(update=updates), derived
+
+
+def _fill_data(recipe: Recipe, derive: Any) -> Any:
+    """Return the data section with its sources, cleaning and splitting worked out."""
+    text, table = recipe.data.modality == "text", recipe.data.modality == "table"
+    copies = ("keep", "kept in tables") if table else ("drop", "dropped, but in tables")
+    against = ("keep", "kept in tables") if table else ("set-aside", "set aside, but in tables")
+    near = ("drop" if text else "keep", "looked for in texts alone")
+    clean = derive(
+        recipe.data.clean, "data.clean",
+        exact_duplicates=copies, near_duplicates=near, contradictions=against,
+    )  # fmt: skip
+    by = ("near-duplicate", "of texts") if text else ("random", "but for texts")
+    split = derive(recipe.data.split, "data.split", by=by)
     sources = tuple(
         derive(
             source,
             f"data.sources.{number}",
             name=(_source_name(source.path), "from the path"),
-            format=(_source_format(source.path), "from the path"),
+            format=(places.format_of(source.path), "from the path"),
         )
         for number, source in enumerate(recipe.data.sources)
     )
-    updates["data"] = recipe.data.model_copy(update={"sources": sources})
-    return recipe.model_copy(update=updates), derived
+    return recipe.data.model_copy(update={"sources": sources, "clean": clean, "split": split})
 
 
 def _source_name(path: str) -> str:
     if "://" in path:
         return path.split("://")[1].split("@")[-1].split("?")[0].strip("/") or "sql"
-    return Path(path.partition(":")[2] if path.startswith("package:") else path).name
-
-
-def _source_format(path: str) -> str | None:
-    """Return the format that a path's ending tells; None for a folder."""
-    return "sql" if "://" in path else _ENDINGS.get(Path(path).suffix.lower())
+    return places.file_name(path)
 
 
 def _resolve(recipe: Recipe, base: Path) -> Recipe:
     """Make the sources' relative paths absolute; they are relative to the recipe."""
 
-    def absolute(source: Source) -> Source:
-        scheme, has_scheme, rest = source.path.partition("://")
-        if scheme == "sqlite" and has_scheme:
+    def absolute(path: str) -> str:
+        kind, (scheme, _, rest) = places.scheme(path), path.partition("://")
+        if kind == "sql" and scheme == "sqlite":
             database = rest.removeprefix("/")
-            path = f"sqlite:///{base / database}" if database else source.path
-        elif has_scheme or source.path.startswith("package:"):
-            path = source.path
-        else:
-            path = str(base / Path(source.path).expanduser())
-        return source.model_copy(update={"path": path})
+            return f"sqlite:///{base / database}" if database else path
+        return str(base / Path(path).expanduser()) if kind == "file" else path
 
-    sources = tuple(absolute(source) for source in recipe.data.sources)
+    def resolved(source: Source) -> Source:
+        labels = source.labels and absolute(source.labels)
+        return source.model_copy(update={"path": absolute(source.path), "labels": labels})
+
+    sources = tuple(resolved(source) for source in recipe.data.sources)
     data = recipe.data.model_copy(update={"sources": sources})
     return recipe.model_copy(update={"data": data})
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from danlu.recipe.sections import Recipe
+from danlu.recipe import places
+from danlu.recipe.sections import Recipe, Source
 
-RESERVED = frozenset({"majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge"})
+RESERVED = frozenset({
+    "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
+    "boosting",
+})  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
 
 USES = {
@@ -12,6 +16,7 @@ USES = {
     "lstm": {"hidden", "causal"},
     "gru": {"hidden", "causal"},
     "cnn": {"window", "activation"},
+    "mlp": {"activation"},
     "linear": set[str](),
 }
 """The keys of `model` that not every backbone has a use for, and which has."""
@@ -36,7 +41,9 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "task 'regress' needs the column that holds the value",
         ),
         (
-            data.clean.exact_duplicates == "keep" and data.clean.near_duplicates == "drop",
+            data.modality == "text"
+            and data.clean.exact_duplicates == "keep"
+            and data.clean.near_duplicates in (None, "drop"),
             "data.clean.near_duplicates",
             "must be 'keep' where exact duplicates are kept",
         ),
@@ -93,9 +100,29 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a masked objective needs a model that sees both sides",
         ),
         (
-            backbone == "linear" and objective != "none",
+            backbone in ("linear", "mlp") and objective != "none",
             "pretrain.objective",
-            "a linear backbone sees one token at a time and cannot be pre-trained; set 'none'",
+            f"{backbone!r} sees one position at a time and cannot be pre-trained; set 'none'",
+        ),
+        (
+            data.modality != "text" and objective == "causal",
+            "pretrain.objective",
+            f"{data.modality!r} has no order in which to foretell; set 'masked' or 'none'",
+        ),
+        (
+            data.modality == "table" and backbone in ("cnn", "lstm", "gru"),
+            "model.backbone",
+            "a table's columns have no order; choose transformer, mlp or linear",
+        ),
+        (
+            data.modality == "image" and backbone in ("lstm", "gru"),
+            "model.backbone",
+            "an image is not read in one direction; choose transformer, cnn, mlp or linear",
+        ),
+        (
+            data.content is not None and data.modality not in ("image", "audio"),
+            "data.content",
+            "is for images and sounds",
         ),
         (
             backbone == "cnn" and objective == "causal",
@@ -103,7 +130,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "a CNN sees both sides and cannot be causal",
         ),
         (
-            backbone == "cnn" and recipe.model.activation == "swiglu",
+            backbone in ("cnn", "mlp") and recipe.model.activation == "swiglu",
             "model.activation",
             "'swiglu' is a Transformer's feed-forward layer",
         ),
@@ -131,16 +158,50 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
-    problems += _idle_keys(recipe)
+    problems += _idle_keys(recipe) + _idle_sections(recipe)
     for number, source in enumerate(data.sources):
-        if (source.query is not None) != ("://" in source.path):
-            problems.append(
-                (
-                    f"data.sources.{number}.query",
-                    "a SQL URL needs a query, and only a SQL URL has one",
-                )
-            )
+        problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
+
+
+def _in_source(source: Source) -> list[tuple[str, str]]:
+    """Return the keys of one source that do not fit together, and why."""
+    place = places.parse(source.path)
+    labels = source.labels and places.parse(source.labels)
+    kind = source.format or places.format_of(source.path)
+    rules = [
+        (
+            (source.query is not None) != ("://" in source.path),
+            "query",
+            "a SQL URL needs a query, and only a SQL URL has one",
+        ),
+        (
+            place is not None and source.sha256 is None,
+            "sha256",
+            "is required for what is downloaded: the archive's, as `sha256sum` prints it",
+        ),
+        (
+            place is None and source.sha256 is not None,
+            "sha256",
+            "only a path of `pypi:`, `npm:` or `deb:` has one",
+        ),
+        (
+            source.labels is not None and kind not in ("idx", None),
+            "labels",
+            "only format 'idx' keeps its labels in a file of their own",
+        ),
+        (
+            bool(labels) and str(labels) != str(place),
+            "labels",
+            "must come from the same package as the path: sha256 is of one archive",
+        ),
+        (
+            kind == "pandas" and places.scheme(source.path) not in places.TRUSTED,
+            "format",
+            places.NO_PICKLE,
+        ),
+    ]
+    return [(key, text) for broken, key, text in rules if broken]
 
 
 def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
@@ -162,6 +223,34 @@ def _idle_keys(recipe: Recipe) -> list[tuple[str, str]]:
             and "optimizer" in training.model_fields_set
         ):
             problems.append((f"{stage}.optimizer", f"{backbone!r} has no matrices for 'muon'"))
+    return problems
+
+
+def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what is said about a kind of data that the recipe does not read."""
+    fields = type(recipe).model_fields
+    given = {
+        n
+        for n in ("tokenizer", "table", "image", "audio")
+        if getattr(recipe, n) != fields[n].default
+    }
+    own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)
+    problems = [
+        (name, f"has no meaning for data.modality {recipe.data.modality!r}")
+        for name in sorted(given - {own})
+    ]
+    if recipe.data.modality != "text":
+        problems += [
+            (f"data.{key}", "is for texts alone")
+            for key in ("redact", "text")
+            if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default
+        ]
+        if recipe.data.clean.near_duplicates == "drop" or recipe.data.split.by == "near-duplicate":
+            problems.append(("data", "near-duplicates are looked for in texts alone"))
+    table = recipe.table
+    kinds = [*table.numeric, *table.categorical, *table.dates, *table.ignore]
+    if twice := sorted({name for name in kinds if kinds.count(name) > 1}):
+        problems.append(("table", f"the column {twice[0]!r} is given two kinds"))
     return problems
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+from danlu.recipe import places
+from danlu.recipe.audio import Audio
+from danlu.recipe.base import Count, Fraction, Positive, Section
+from danlu.recipe.image import Image
 
 GATE_PATTERN = (
     r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+)(?:\.(?P<bound>value|low|high))?"
@@ -22,29 +23,54 @@ GATE_PATTERN = (
 """A condition of the gate; a bound before ``- baseline`` is the difference's own."""
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 class Source(Section):
     """One place that rows come from."""
 
     path: str
-    """A file, glob or folder (relative to the recipe), `package:NAME/path`, or a SQL URL."""
+    """A file, glob or folder (relative to the recipe), compressed or not; `ARCHIVE!PATH`, a
+    path or glob inside a .zip, .whl, .tar(.gz, .xz, .bz2) or .deb; `package:NAME/PATH`, inside
+    an installed package; `pypi:NAME==VERSION/PATH`, `npm:NAME@VERSION/PATH` or
+    `deb:NAME=VERSION/PATH`, inside one that is downloaded with your consent; or a SQL URL."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum of the downloaded archive, for `pypi:`, `npm:` and `deb:`."""
     name: str | None = None
     """How reports call it; derived from the path."""
     label: str | None = None
     """The label of every row of this source, where no column holds one."""
     licence: str = "not stated"
     """Licence of the data, for the model card."""
-    format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "sql"] | None = None
-    """Derived from the file's ending."""
+    format: (
+        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "media", "sql"] | None
+    ) = None
+    """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
+    is therefore read from `package:` and `pypi:` only."""
+    labels: str | None = None
+    """For `idx`: the file of the labels, written as `path` is."""
+    pattern: str | None = None
+    r"""For files of images or sounds: a regular expression that is looked for in each path, and
+    whose named groups are columns, such as `(?P<word>[a-z]+)_(?P<speaker>\d+)[.]wav$`."""
     encoding: Literal["utf-8", "utf-8-sig", "gb18030", "big5", "latin-1"] | None = None
     """Detected and recorded when not given."""
     query: str | None = None
     """For a SQL URL: the SELECT that yields the rows."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern or "").groupindex
+        except re.error as error:
+            raise ValueError(f"this is no regular expression: {error}") from None
+        if pattern is not None and not groups:
+            raise ValueError("name what the groups hold: (?P<name>…)")
+        return pattern
+
+    @field_validator("path", "labels")
+    @classmethod
+    def _well_formed(cls, path: str | None) -> str | None:
+        if path is not None:
+            places.parse(path)
+        return path
 
     @field_validator("path")
     @classmethod
@@ -71,14 +97,15 @@ class Clean(Section):
     """Shorter texts are set aside (characters)."""
     max_chars: Positive = 20_000
     """Longer texts are set aside (characters)."""
-    exact_duplicates: Literal["drop", "keep"] = "drop"
-    """Copies after the first."""
-    near_duplicates: Literal["drop", "keep"] = "drop"
-    """Texts of one label at least `similarity` alike, after the first."""
+    exact_duplicates: Literal["drop", "keep"] | None = None
+    """Copies after the first: dropped, but for tables, where like rows are nothing strange
+    and only stay on one side of a split."""
+    near_duplicates: Literal["drop", "keep"] | None = None
+    """Texts of one label at least `similarity` alike, after the first; looked for in texts."""
     similarity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.8
     """Jaccard similarity of 5-grams from which two texts are near-duplicates."""
-    contradictions: Literal["set-aside", "keep"] = "set-aside"
-    """Texts that stand in the data with different labels."""
+    contradictions: Literal["set-aside", "keep"] | None = None
+    """Equal records that stand in the data with different labels; kept in tables."""
 
 
 class Redact(Section):
@@ -99,8 +126,9 @@ class Redact(Section):
 class Split(Section):
     """How rows are set apart for choosing and for judging the model."""
 
-    by: str = "near-duplicate"
-    """`near-duplicate`, `random`, `group:COLUMN` or `time:COLUMN`."""
+    by: str | None = None
+    """`near-duplicate` (texts), `random`, `group:COLUMN` or `time:COLUMN`. Equal records stay
+    together, whichever it is."""
     test: Fraction = 0.2
     """Share of rows that judge the released model."""
     validation: Fraction = 0.1
@@ -108,7 +136,9 @@ class Split(Section):
 
     @field_validator("by")
     @classmethod
-    def _known(cls, by: str) -> str:
+    def _known(cls, by: str | None) -> str | None:
+        if by is None:
+            return by
         kind, _, column = by.partition(":")
         plain = kind in ("near-duplicate", "random") and not column
         if not plain and not (kind in ("group", "time") and column):
@@ -121,10 +151,17 @@ class Data(Section):
 
     task: Literal["pretrain", "classify", "regress"]
     """`pretrain` (no labels), `classify` or `regress`."""
+    modality: Literal["text", "table", "image", "audio"] = "text"
+    """The kind of data."""
+    content: str | None = None
+    """Column that holds an image or a sound: its bytes, or a path from the file that names it."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """What label cells are called: a cell that is not listed keeps its own name."""
     text: str = "text"
     """Column that holds the text; `line` in plain text files."""
     label: str | None = None
-    """Column that holds the label or the value; or give each source a label."""
+    """Column that holds the label or the value; or give each source a label. Of files of images
+    or sounds, `folder` is the folder's name."""
     label_separator: str | None = None
     """Where a row may carry several labels: what stands between them."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -152,13 +189,33 @@ class Tokenizer(Section):
     `pretrain`, and are cut, counted and shown for others."""
 
 
+class Table(Section):
+    """Which columns of a table the model reads, and how."""
+
+    columns: tuple[str, ...] = ()
+    """The columns to read; all but the label's, the split's and the ignored if none are named."""
+    ignore: tuple[str, ...] = ()
+    """Columns to leave out, such as row numbers."""
+    numeric: tuple[str, ...] = ()
+    """Columns of numbers; found in the training split where no kind is given."""
+    categorical: tuple[str, ...] = ()
+    """Columns of names, codes or grades."""
+    dates: tuple[str, ...] = ()
+    """Columns of ISO 8601 dates, read as a count of days, the month and the day of the week."""
+    bins: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Quantiles that a number is also placed among (piecewise-linear encoding); 0 for none."""
+    min_count: Positive = 5
+    """Training rows that a category needs; rarer ones are read as "other"."""
+
+
 class Model(Section):
     """The backbone. `depth` is the size dial; the rest derives from it."""
 
-    backbone: Literal["transformer", "lstm", "gru", "cnn", "linear"] = "transformer"
-    """The kind of network; `linear` is a bag of tokens, weighted by attention, without layers."""
+    backbone: Literal["transformer", "lstm", "gru", "cnn", "mlp", "linear"] = "transformer"
+    """The kind of network. Of a text, `linear` is a bag of tokens, weighted by attention; of
+    numbers, a linear model. `mlp` and `linear` take a table's row as one vector."""
     depth: Positive = 4
-    """Number of layers; for `linear` it sets the width only."""
+    """Number of layers (of an MLP: hidden ones); for `linear` it sets the width only."""
     width: Positive | None = None
     """64 × depth."""
     head_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 64
@@ -175,7 +232,7 @@ class Model(Section):
     activation: (
         Literal["swiglu", "gelu", "relu", "leaky_relu", "silu", "tanh", "sigmoid"] | None
     ) = None
-    """Of the feed-forward layer (swiglu), or of a CNN's layers (relu)."""
+    """Of the feed-forward layer (swiglu), or of a CNN's or an MLP's layers (relu)."""
     causal: bool | None = None
     """Whether a token sees only what stands before it; true for a causal objective. An LSTM
     or GRU then reads forwards only."""
@@ -307,6 +364,12 @@ class Recipe(Section):
     """Sources, cleaning, splitting."""
     tokenizer: Tokenizer = Tokenizer()
     """From text to ids."""
+    table: Table = Table()
+    """From a table's columns to what the model sees."""
+    image: Image = Image()
+    """From images to patches."""
+    audio: Audio = Audio()
+    """From sounds to frames."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()

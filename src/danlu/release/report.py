@@ -33,6 +33,15 @@ _HINGE = (
 )
 
 
+_COUNTED = {
+    "text": {"bytes_per_token": "bytes/token", "truncated": "documents"},
+    "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells"),
+    "image": {},
+    "audio": dict.fromkeys(("cut", "silent", "clipped", "unvoiced"), "clips") | {"seconds": "s"},
+}
+"""What the encoder counts in each split, and in which unit."""
+
+
 def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     """Write ``metrics.json``, ``report.html``, ``card.md`` and ``summary.json``.
 
@@ -81,6 +90,8 @@ def network(backbone: dict[str, Any]) -> str:
     'LSTM, 1 layer of width 256, 128 units, causal'
     """
     kind, layers = backbone.get("kind", "transformer"), backbone["num_layers"]
+    if kind == "linear" and backbone["value_dims"]:
+        return f"linear model of {backbone['dim']} numbers"
     if kind == "linear":
         return f"bag of tokens, embeddings of width {backbone['dim']}, no layers"
     name = {"transformer": "Transformer"}.get(kind, kind.upper())
@@ -88,6 +99,8 @@ def network(backbone: dict[str, Any]) -> str:
     sight = "causal" if backbone["causal"] else "bidirectional"
     if kind == "transformer":
         return f"{name}, {width}, {backbone['num_heads']} heads, {backbone['activation']}, {sight}"
+    if kind == "mlp":
+        return f"{name}, {layers} hidden of width {backbone['dim']}, {backbone['activation']}"
     if kind == "cnn":
         return f"{name}, {width}, window {backbone['window']}, {backbone['activation']}"
     return f"{name}, {width}, {backbone['hidden_dim']} units, {sight}"
@@ -177,17 +190,11 @@ def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
     tokens = by_name["tokenizer"].json("report.json")["splits"]
     for split, found in report["splits"].items():
         rows.append(count("data", split, "rows", found["rows"], found["rows"], "rows"))
-        for metric, unit in (("bytes_per_token", "bytes/token"), ("truncated", "documents")):
-            rows.append(
-                count(
-                    "tokenizer",
-                    split,
-                    metric,
-                    tokens[split][metric],
-                    tokens[split]["documents"],
-                    unit,
-                )
-            )
+        of = tokens[split]
+        rows += [
+            count("tokenizer", split, metric, of[metric], of["documents"], unit)
+            for metric, unit in _COUNTED[recipe.data.modality].items()
+        ]
     test = report["splits"]["test"]["rows"]
     for split, found in by_name["evaluate"].json("leaks.json").items():
         rows.append(count("audit", "test", f"rows also in {split}", found, test, "rows"))
@@ -261,7 +268,7 @@ def _facts(
         "released": all(verdict.passed for verdict in verdicts),
         "data": by_name["data"].json("report.json"),
         "tokens": tokens,
-        "samples": tokens["samples"],
+        "samples": tokens.get("samples", []),
         "models": models,
         "table": table,
         "per_class": _by_class(per_class),

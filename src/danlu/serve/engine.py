@@ -12,39 +12,40 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from danlu.artifact import read_json
-from danlu.data.clean import scrub
+from danlu.data import kinds
+from danlu.data.kinds import Reader
 from danlu.data.load import in_order
-from danlu.data.text import Documents, Encoder
+from danlu.data.modality import Documents
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities
 from danlu.model import heads, native
 
 
 class Engine:
-    """Weights, tokenizer and the cleaning that training used.
+    """Weights, and a reader that cleans and encodes as training did.
 
     Parameters
     ----------
     model : Model
         On `device`.
-    encoder : Encoder
+    reader : Reader
     config : dict
         The model folder's ``config.json``.
     device : torch.device
     """
 
     def __init__(
-        self, model: heads.Model, encoder: Encoder, config: dict[str, Any], device: torch.device
+        self, model: heads.Model, reader: Reader, config: dict[str, Any], device: torch.device
     ) -> None:
-        self.model, self.encoder, self.config, self.device = model, encoder, config, device
+        self.model, self.reader, self.config, self.device = model, reader, config, device
         self.classes: list[str] = config["classes"]
         self.kind: str = config["head"]
 
     @classmethod
     def load(
-        cls, folder: Path, tokenizer: Path | None = None, device: torch.device | None = None
+        cls, folder: Path, encoder: Path | None = None, device: torch.device | None = None
     ) -> Engine:
-        """Read a model folder.
+        """Read a model folder; the encoder's (of texts: tokenizer's) may be another.
 
         Raises
         ------
@@ -71,10 +72,7 @@ class Engine:
             backbone = heads.read_config(config["backbone"])
             model = heads.build(backbone, config["head"], num_outputs=len(config["classes"]) or 1)
             model.load_state_dict(load_file(folder / "model.safetensors"))
-            path = tokenizer or folder / "tokenizer.json"
-            if not path.is_file():
-                raise FileNotFoundError(f"there is no {path.name}")
-            encoder = Encoder.load(path, config["max_length"], backbone.causal)
+            reader = kinds.of(config["modality"]).reader(encoder or folder, config)
         except DanluError:
             raise
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -84,27 +82,29 @@ class Engine:
                 where=str(folder),
                 mend="delete the folder and run the recipe again",
             ) from None
-        if encoder.tokenizer.get_vocab_size() > backbone.vocab_size:
+        spec = reader.spec
+        if spec.vocab_size > backbone.vocab_size or spec.value_dims != backbone.value_dims:
             raise ArtifactError(
-                f"the tokenizer has {encoder.tokenizer.get_vocab_size()} tokens, the model knows "
-                f"{backbone.vocab_size}: they do not fit together",
+                f"the encoder has {spec.vocab_size} tokens and values of {spec.value_dims}, the "
+                f"model knows {backbone.vocab_size} and {backbone.value_dims}: they do not fit "
+                "together",
                 where=str(folder),
             )
         native.library()  # built now, if need be, and not while the first question waits
-        return cls(model.to(device).eval(), encoder, config, device)
+        return cls(model.to(device).eval(), reader, config, device)
 
     @property
     def name(self) -> str:
         """The released model's name."""
         return str(self.config.get("name", "model"))
 
-    def scrub(self, text: str) -> str:
-        """Clean and redact a text as training did; empty if nothing of it remains."""
-        return scrub(text, self.config["unicode"], self.config["redact"])[0]
+    @property
+    def modality(self) -> str:
+        """The kind of data that it is asked about."""
+        return str(self.config["modality"])
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Documents, NDArray[np.int64]]:
-        documents, lengths = self.encoder([self.scrub(text) for text in texts])
-        return Documents.of(documents), lengths
+    def _read(self, records: Sequence[Any]) -> tuple[Documents, list[dict[str, Any]]]:
+        return self.reader.read([self.reader.clean(record) for record in records])
 
     def _answers(self, documents: Documents, batch_size: int) -> NDArray[np.float64]:
         raw = outputs(self.model, in_order(documents, batch_size), len(documents), self.device)
@@ -113,34 +113,28 @@ class Engine:
             return np.asarray(raw[:, 0] * scale["std"] + scale["mean"])
         return probabilities(raw, self.kind)
 
-    def answers(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float64]:
+    def answers(self, records: Sequence[Any], batch_size: int = 64) -> NDArray[np.float64]:
         """Return probabilities of shape (n, C), or values of shape (n,)."""
-        if not texts:
+        if not records:
             return np.empty((0,) if self.kind == "regress" else (0, len(self.classes)))
-        return self._answers(self._encode(texts)[0], batch_size)
+        return self._answers(self._read(records)[0], batch_size)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[dict[str, Any]]:
-        """Answer about each text.
+    def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+        """Answer about each record: a text, or a table's row as a dict.
 
         Returns
         -------
         list of dict
             ``label`` and ``probability`` (or ``labels``, or ``value``), all
-            ``probabilities``, the number of ``tokens`` and whether the text was
-            ``truncated`` to what the model sees.
+            ``probabilities``, and what the reader noted: of a text the number of ``tokens``
+            and whether it was ``truncated`` to what the model sees; of a row how many cells
+            are ``missing``, ``unreadable``, ``unknown`` or ``clipped``.
         """
-        if not texts:
+        if not records:
             return []
-        documents, lengths = self._encode(texts)
+        documents, notes = self._read(records)
         answers = self._answers(documents, batch_size)
-        return [
-            {
-                **self._say(answer),
-                "tokens": int(length),
-                "truncated": bool(length > self.encoder.max_length),
-            }
-            for answer, length in zip(answers, lengths, strict=True)
-        ]
+        return [{**self._say(answer), **note} for answer, note in zip(answers, notes, strict=True)]
 
     def _say(self, answer: Any) -> dict[str, Any]:
         if self.kind == "regress":

@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 
 def predict_file(
     engine: Engine, path: Path, column: str, output: Path | None
-) -> tuple[Path, int, int]:
+) -> tuple[Path, int, dict[str, int]]:
     """Write a copy of a file with the model's answers beside each row.
 
     Parameters
@@ -29,14 +29,17 @@ def predict_file(
     path : Path
         JSONL, CSV, TSV or Parquet; what stands in it is written back as it was.
     column : str
-        Holds the text; a row without one gets empty answers.
+        Holds the text, for a model of texts; a row without one gets empty answers.
     output : Path, optional
         ``NAME.predicted.ENDING`` if not given; of the same format as the input.
 
     Returns
     -------
     output : Path
-    rows, truncated : int
+    rows : int
+    counts : dict of str to int
+        Over the rows: of texts how many were ``truncated``, of tables how many cells were
+        ``missing``, ``unreadable``, ``unknown`` or ``clipped``.
 
     Raises
     ------
@@ -57,7 +60,14 @@ def predict_file(
         raise InputError(f"the output is a {ending} file as the input is", where=str(output))
     rows, names = _READERS[ending](path)
     added = _columns(engine)
-    if column not in names:
+    of_texts = engine.modality == "text"
+    if engine.modality in ("image", "audio"):
+        raise InputError(
+            "a model of images or sounds is asked about the files themselves",
+            where=str(path),
+            mend="danlu predict RUN FILE…",
+        )
+    if of_texts and column not in names:
         there = ", ".join(map(repr, names))
         raise DataError(
             f"no column {column!r}; there are: {there}",
@@ -66,18 +76,28 @@ def predict_file(
         )
     if both := sorted(set(added) & set(names)):
         raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
-    texts = ["" if row.get(column) is None else str(row[column]) for row in rows]
-    given = [row for row, text in enumerate(texts) if engine.scrub(text)]
-    answers: Rows = [dict.fromkeys(added) for _ in texts]
-    for row, answer in zip(given, engine.predict([texts[row] for row in given]), strict=True):
+    records: list[Any] = rows
+    if of_texts:
+        records = ["" if row.get(column) is None else str(row[column]) for row in rows]
+    elif rows:
+        engine.reader.parse(rows[0])  # at least one of the model's columns must be there
+    given = [n for n, record in enumerate(records) if engine.reader.clean(record)]
+    answers: Rows = [dict.fromkeys(added) for _ in records]
+    counts: dict[str, int] = {}
+    for row, answer in zip(given, engine.predict([records[n] for n in given]), strict=True):
         answers[row] |= _flat(answer)
+        for what in _COUNTED & answer.keys():
+            counts[what] = counts.get(what, 0) + answer[what]
     aside = output.with_name(f".{output.name}.new")
     try:
         _WRITERS[ending](aside, path, rows, answers, [*names, *added])
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
-    return output, len(texts), sum(bool(answer["predicted_truncated"]) for answer in answers)
+    return output, len(records), counts
+
+
+_COUNTED = {"truncated", "missing", "unreadable", "unknown", "clipped"}
 
 
 def _columns(engine: Engine) -> list[str]:
@@ -85,7 +105,8 @@ def _columns(engine: Engine) -> list[str]:
     each = [f"probability_{name}" for name in engine.classes]
     first = {"regress": ["value"], "multilabel": ["labels"]}
     heads = first.get(engine.kind, ["label", "probability"])
-    return [*(f"predicted_{name}" for name in heads), *each, "predicted_truncated"]
+    cut = ["predicted_truncated"] if engine.modality == "text" else []
+    return [*(f"predicted_{name}" for name in heads), *each, *cut]
 
 
 def _flat(answer: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +117,7 @@ def _flat(answer: dict[str, Any]) -> dict[str, Any]:
             columns |= {f"probability_{name}": p for name, p in value.items()}
         elif key == "labels":
             columns["predicted_labels"] = "; ".join(value)
-        elif key != "tokens":
+        elif key in ("label", "probability", "value", "truncated"):
             columns[f"predicted_{key}"] = value
     return columns
 

@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from danlu import __version__
+from danlu.errors import DataError, InputError
 from danlu.serve.engine import Engine
 
 MAX_BODY = 4 << 20
@@ -57,7 +58,9 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     Routes
     ------
     ``POST /v1/predict``
-        ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``.
+        ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
+        tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
+        ``clips`` and ``clip`` are files in base64.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
@@ -72,10 +75,10 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     async def predict(request: Request) -> Response:
         began = time.perf_counter()
         try:
-            texts = _texts(await _body(request), engine)
-            predictions = await to_thread.run_sync(engine.predict, texts, limiter=at_once)
+            records = _records(await _body(request), engine)
+            predictions = await to_thread.run_sync(engine.predict, records, limiter=at_once)
             response = JSONResponse({"model": engine.name, "predictions": predictions})
-            answered.inc(len(texts))
+            answered.inc(len(records))
         except _RefusedError as refused:
             response = JSONResponse({"error": refused.reason}, refused.status)
         except Exception as error:
@@ -92,7 +95,8 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def index(_: Request) -> Response:
-        return HTMLResponse(page.replace("{{name}}", _escape(engine.name)))
+        shown = page.replace("{{name}}", _escape(engine.name))
+        return HTMLResponse(shown.replace("{{several}}", _NAMES[engine.modality][1]))
 
     return Starlette(
         routes=[
@@ -121,28 +125,36 @@ async def _body(request: Request) -> Any:
         raise _RefusedError(400, "the request is not valid JSON") from None
 
 
-def _texts(content: Any, engine: Engine) -> list[str]:
-    """Return the texts of a request, or refuse it with the reason."""
-    if not isinstance(content, dict) or set(content) not in ({"texts"}, {"text"}):
-        raise _RefusedError(400, 'send {"texts": ["…"]} or {"text": "…"}, and nothing else')
-    texts = content["texts"] if "texts" in content else [content["text"]]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise _RefusedError(400, "texts must be a list of strings")
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise _RefusedError(422, f"send 1 to {MAX_TEXTS} texts, not {len(texts)}")
-    limit = engine.config["max_chars"]
-    for number, text in enumerate(texts):
-        if len(text) > limit:
-            raise _RefusedError(
-                422, f"text {number} has {len(text):,} characters; the limit is {limit:,}"
-            )
+_NAMES = {
+    "text": ("text", "texts"),
+    "table": ("row", "rows"),
+    "image": ("image", "images"),
+    "audio": ("clip", "clips"),
+}
+"""How a request calls what a model is asked about: one, and several."""
+
+
+def _records(content: Any, engine: Engine) -> list[Any]:
+    """Return what a request asks about, or refuse it with the reason."""
+    one, several = _NAMES[engine.modality]
+    if not isinstance(content, dict) or set(content) not in ({several}, {one}):
+        raise _RefusedError(400, f'send {{"{several}": […]}} or {{"{one}": …}}, and nothing else')
+    questions = content[several] if several in content else [content[one]]
+    if not isinstance(questions, list):
+        raise _RefusedError(400, f"{several} must be a list")
+    if not 1 <= len(questions) <= MAX_TEXTS:
+        raise _RefusedError(422, f"send 1 to {MAX_TEXTS} {several}, not {len(questions)}")
+    records = []
+    for number, question in enumerate(questions):
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise _RefusedError(400, f"text {number} holds half a surrogate pair") from None
-        if not engine.scrub(text):
-            raise _RefusedError(422, f"text {number} is empty")
-    return texts
+            record = engine.reader.parse(question)
+        except InputError as error:
+            status = 422 if isinstance(error, DataError) else 400
+            raise _RefusedError(status, f"{one} {number}: {error.what}") from None
+        if not engine.reader.clean(record):
+            raise _RefusedError(422, f"{one} {number} is empty")
+        records.append(record)
+    return records
 
 
 def _escape(text: str) -> str:

@@ -56,6 +56,24 @@ def tokens() -> Objective:
     return Objective("tokens", "nats/token", total, lambda b: float(_given(b.weight_BT).sum()))
 
 
+def filling() -> Objective:
+    """Cross-entropy of hidden ids, and half the mean squared error of hidden values.
+
+    In nats a position: half the squared error is, up to a constant, the negative logarithm
+    of a normal density of variance 1, which is that of standardised values.
+    """
+
+    def total(filled: Any, batch: Batch) -> Tensor:
+        loss: Tensor = filled.scores.loss(_given(batch.target_BT), _given(batch.weight_BT))
+        error_UK: Tensor = filled.values_UK - _given(batch.hidden_UK)
+        return loss + 0.5 * error_UK.square().mean(-1).sum()
+
+    def count(batch: Batch) -> float:
+        return float(_given(batch.weight_BT).sum()) + len(_given(batch.hidden_UK))
+
+    return Objective("filling", "nats/position", total, count)
+
+
 def classes(label_smoothing: float = 0.0, consistency: float = 0.0) -> Objective:
     """Cross-entropy over classes, in nats a document.
 

@@ -1,0 +1,296 @@
+"""The kinds of data that danlu reads, each behind the same few questions.
+
+A kind says how a row is cleaned, how an encoder is fitted and every split encoded, and how a
+question put to the released model becomes a record. :mod:`danlu.data.modality` says what an
+encoder makes of records.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.parquet as pq
+
+from danlu.artifact import read_json
+from danlu.data import table as tables
+from danlu.data import text
+from danlu.data.clean import scrub
+from danlu.data.media import Audio, Image
+from danlu.data.modality import Documents, Spec
+from danlu.data.privacy import KINDS
+from danlu.data.split import NAMES, TRAIN
+from danlu.errors import DataError, InputError
+from danlu.recipe import Recipe
+
+Row = dict[str, Any]
+_SAMPLES, _SHOWN = 5, 60  # training texts that the report shows as tokens, and how many of those
+
+
+def _split(data: Path, name: str, column: str) -> list[Any]:
+    cells: list[Any] = pq.read_table(data / f"{name}.parquet", columns=[column])[column].to_pylist()
+    return cells
+
+
+class Reader(Protocol):
+    """What reads the questions put to a released model."""
+
+    @property
+    def spec(self) -> Spec:
+        """What the documents hold."""
+        ...
+
+    def clean(self, record: Any) -> Any:
+        """Return a record as training cleaned it; something empty if nothing remains of it."""
+        ...
+
+    def read(self, records: Sequence[Any]) -> tuple[Documents, list[dict[str, Any]]]:
+        """Return documents of cleaned records, and what an answer says of each of them."""
+        ...
+
+    def parse(self, question: Any) -> Any:
+        """Return the record that a question in JSON is about.
+
+        Raises
+        ------
+        InputError
+            If it is not one; DataError if it is one that the model does not take.
+        """
+        ...
+
+
+class Kind(Protocol):
+    """One kind of data."""
+
+    files: tuple[str, ...]
+    """What of the encoder goes into the released model's folder."""
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns that the recipe names, besides those of all kinds."""
+        ...
+
+    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
+        """Return what turns a row as read into one with a ``text`` that tells rows apart."""
+        ...
+
+    def records(self, data: Path, name: str) -> list[Any]:
+        """Return a split's rows as a released model is asked about them."""
+        ...
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
+        """Fit an encoder on the training split, encode every split, and report."""
+        ...
+
+    def documents(self, folder: Path, name: str) -> Documents:
+        """Map the documents of a split that :meth:`encode` wrote."""
+        ...
+
+    def spec(self, folder: Path) -> Spec:
+        """Return what the documents hold."""
+        ...
+
+    def reader(self, folder: Path, config: Row) -> Reader:
+        """Return what reads questions; `config` is the released model's."""
+        ...
+
+
+class TextReader:
+    """Cleans, redacts and tokenises texts."""
+
+    def __init__(self, encoder: text.Encoder, config: Row) -> None:
+        self.encoder, self.config = encoder, config
+        self.spec = Spec(encoder.tokenizer.get_vocab_size())
+
+    def clean(self, record: str) -> str:
+        """Clean and redact a text as training did."""
+        return scrub(record, self.config["unicode"], self.config["redact"])[0]
+
+    def read(self, records: Sequence[str]) -> tuple[text.Documents, list[Row]]:
+        """Tokenise texts; an answer says how long each was, and whether it was cut."""
+        documents, lengths = self.encoder(records)
+        notes = [
+            {"tokens": int(n), "truncated": bool(n > self.encoder.max_length)} for n in lengths
+        ]
+        return text.Documents.of(documents), notes
+
+    def parse(self, question: Any) -> str:
+        """Take a string."""
+        if not isinstance(question, str):
+            raise InputError("a text is a string")
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            raise InputError("a text holds half a surrogate pair") from None
+        limit = self.config["max_chars"]
+        if len(question) > limit:
+            raise DataError(f"a text has {len(question):,} characters; the limit is {limit:,}")
+        return question
+
+
+class Text:
+    """Texts, as the tokens of a byte-level BPE."""
+
+    files: tuple[str, ...] = (text.FILE,)
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002 - the text's column is named by itself
+        """Return none."""
+        return ()
+
+    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
+        """Normalise and redact."""
+        form = recipe.data.clean.unicode
+        kinds = [kind for kind in KINDS if getattr(recipe.data.redact, kind)]
+
+        def refine(row: Row) -> None:
+            if (found := row.get("text")) is not None:
+                row["text"], counts = scrub(found, form, kinds)
+                row.update(counts)
+
+        return refine
+
+    def records(self, data: Path, name: str) -> list[str]:
+        """Return the texts of a split."""
+        return [str(cell) for cell in _split(data, name, "text")]
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
+        """Train the tokenizer on the training split, and tokenise every split."""
+        settings = recipe.tokenizer
+        tokenizer = text.train(self.records(data, TRAIN), settings.vocab_size)
+        tokenizer.save(str(folder / text.FILE))
+        # Of a text with a label, the model sees one document; a text by itself goes on in pieces.
+        in_pieces = recipe.data.task == "pretrain"
+        longest = sys.maxsize if in_pieces else settings.max_length
+        encoder = text.Encoder(tokenizer, longest, bool(recipe.model.causal))
+        report: Row = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}
+        for name in NAMES:
+            texts = self.records(data, name)
+            encoded, lengths = encoder(texts)
+            if name == TRAIN:
+                labels = _split(data, name, "label")
+                report["samples"] = [
+                    {
+                        "pieces": encoder.pieces(ids[:_SHOWN].tolist()),
+                        "cut": len(ids) > _SHOWN,
+                        "label": label,
+                    }
+                    for ids, label in zip(encoded[:_SAMPLES], labels, strict=False)
+                ]
+            if in_pieces:
+                documents = text.Documents.in_pieces(encoded, settings.max_length)
+            else:
+                documents = text.Documents.of(encoded)
+            documents.save(folder, name)
+            report["splits"][name] = text.coverage(texts, lengths, documents)
+        return report
+
+    def documents(self, folder: Path, name: str) -> text.Documents:
+        """Map the tokens of a split."""
+        return text.Documents.load(folder, name)
+
+    def spec(self, folder: Path) -> Spec:
+        """Return the size of the vocabulary."""
+        return Spec(read_json(folder / "report.json")["vocab_size"])
+
+    def reader(self, folder: Path, config: Row) -> TextReader:
+        """Read the tokenizer."""
+        path = folder / text.FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path.name}")
+        causal = bool(config["backbone"]["causal"])
+        return TextReader(text.Encoder.load(path, config["max_length"], causal), config)
+
+
+class TableReader:
+    """Reads rows of a table."""
+
+    def __init__(self, encoder: tables.TableEncoder) -> None:
+        self.encoder, self.spec = encoder, encoder.spec
+
+    def clean(self, record: Row) -> Row | None:
+        """Keep the cells; nothing remains of a row in which all are empty."""
+        cells = {name: tables.tidy(cell) for name, cell in record.items()}
+        return None if all(cell is None for cell in cells.values()) else cells
+
+    def read(self, records: Sequence[Row]) -> tuple[Documents, list[Row]]:
+        """Encode rows; an answer counts what was missing, unreadable, unknown or extreme."""
+        return self.encoder.encode(records), [self.encoder.count([r]) for r in records]
+
+    def parse(self, question: Any) -> Row:
+        """Take an object with a cell for each column."""
+        if not isinstance(question, dict):
+            raise InputError("a row is an object: {column: value, …}")
+        known = {column.source for column in self.encoder.columns}
+        if not known & question.keys():
+            names = ", ".join(sorted(known))
+            raise InputError(f"the row has none of the columns that the model reads: {names}")
+        return question
+
+
+class Table:
+    """Tables."""
+
+    files: tuple[str, ...] = (tables.FILE,)
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns that are to be read, or are given a kind."""
+        own = recipe.table
+        return tuple(dict.fromkeys(own.columns + own.numeric + own.categorical + own.dates))
+
+    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
+        """Keep the cells that may be read, as JSON."""
+        data = recipe.data
+        kind, _, column = (data.split.by or "").partition(":")
+        away = {data.label, *recipe.table.ignore, *([column] if kind in ("group", "time") else [])}
+        wanted = recipe.table.columns
+
+        def refine(row: Row) -> None:
+            record = row.pop("record", None)
+            if record is None:
+                return
+            cells = {name: tables.tidy(record.get(name)) for name in wanted or record}
+            cells = {name: cell for name, cell in cells.items() if name not in away}
+            given = any(cell is not None for cell in cells.values())
+            row["text"] = json.dumps(cells, ensure_ascii=False) if given else None
+
+        return refine
+
+    def records(self, data: Path, name: str) -> list[Row]:
+        """Return the rows of a split."""
+        return [json.loads(row) for row in _split(data, name, "text")]
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
+        """Fit the columns on the training split, and encode every split."""
+        records = {name: self.records(data, name) for name in NAMES}
+        whole = recipe.model.backbone != "transformer"
+        encoder = tables.TableEncoder.fit(records[TRAIN], recipe.table, whole)
+        encoder.save(folder)
+        report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}, **encoder.describe()}
+        for name in NAMES:
+            encoder.encode(records[name]).save(folder, name)
+            report["splits"][name] = {
+                "documents": len(records[name]), **encoder.count(records[name])
+            }  # fmt: skip
+        return report
+
+    def documents(self, folder: Path, name: str) -> Documents:
+        """Map the documents of a split."""
+        return tables.TableEncoder.load(folder).load_documents(folder, name)
+
+    def spec(self, folder: Path) -> Spec:
+        """Return what the columns came to."""
+        return tables.TableEncoder.load(folder).spec
+
+    def reader(self, folder: Path, config: Row) -> TableReader:  # noqa: ARG002 - the encoder's file holds all
+        """Read the encoder."""
+        return TableReader(tables.TableEncoder.load(folder))
+
+
+_ALL: dict[str, Kind] = {"text": Text(), "table": Table(), "image": Image(), "audio": Audio()}
+
+
+def of(modality: str) -> Kind:
+    """Return the kind of data that a recipe names."""
+    return _ALL[modality]

@@ -1,0 +1,267 @@
+"""Images and sounds as kinds of data: a record is the bytes of a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from danlu.batch import Batch
+from danlu.data.audio import FILE as AUDIO_FILE
+from danlu.data.audio import AudioEncoder, refusals
+from danlu.data.augment import Augment
+from danlu.data.clips import clip_html, picture
+from danlu.data.image import FILE as IMAGE_FILE
+from danlu.data.image import ImageEncoder, usual_shape
+from danlu.data.modality import Documents, Encoder, Spec
+from danlu.data.raster import encode_png, fault
+from danlu.data.sources import BLOBS
+from danlu.data.split import NAMES, TRAIN
+from danlu.errors import DataError, InputError
+from danlu.recipe import Recipe
+
+Row = dict[str, Any]
+_SAMPLES = 8  # training records that the report shows
+_COLUMNS = ("file", "image", "audio", "bytes", "path")
+
+
+class MediaReader:
+    """Reads the bytes of files; an answer notes nothing.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    refuse : callable of bytes to str or None
+        Why a file cannot be used.
+    """
+
+    def __init__(self, encoder: Encoder, refuse: Callable[[bytes], str | None]) -> None:
+        self.encoder, self.spec, self.refuse = encoder, encoder.spec, refuse
+
+    def clean(self, record: bytes) -> bytes:
+        """Leave the bytes as they are."""
+        return record
+
+    def read(self, records: Sequence[bytes]) -> tuple[Documents, list[Row]]:
+        """Decode files."""
+        return self.encoder.encode(records), [{} for _ in records]
+
+    def parse(self, question: Any) -> bytes:
+        """Take a file's bytes, or a string that holds them in base64."""
+        if isinstance(question, str):
+            try:
+                question = base64.b64decode(question, validate=True)
+            except (ValueError, binascii.Error):
+                raise InputError("a file is sent in base64") from None
+        if not isinstance(question, bytes):
+            raise InputError("a file is sent in base64")
+        if reason := self.refuse(question):
+            raise DataError(reason)
+        return question
+
+
+def content(record: Row, column: str | None, beside: Path | None) -> bytes | str:
+    """Return the bytes that a row holds or points to, or why there are none.
+
+    Parameters
+    ----------
+    record : dict
+        A row; bytes may stand in a dict under ``"bytes"``, as image data sets keep them.
+    column : str or None
+        Where they stand; None takes the first column with a usual name.
+    beside : Path or None
+        The file that the row is of: a path in it begins at its folder, and must not leave it.
+    """
+    name = column or next((name for name in _COLUMNS if name in record), None)
+    cell = record.get(name) if name else None
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    if not isinstance(cell, str) or not cell:
+        return "no file"
+    if beside is None:
+        return "a path that leads nowhere"
+    folder = beside.parent.resolve()
+    path = (folder / cell).resolve()
+    if not path.is_relative_to(folder):
+        return "a path out of the data's folder"
+    return path.read_bytes() if path.is_file() else "no such file"
+
+
+class _Media:
+    """What images and sounds have in common."""
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the column of the files."""
+        return (recipe.data.content,) if recipe.data.content else ()
+
+    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
+        """Take the bytes, see whether they can be used, and tell them by their SHA-256."""
+        refuse = self._refuse(recipe)
+
+        def refine(row: Row) -> None:
+            record, beside = row.pop("record", None), row.pop("beside", None)
+            if record is None:
+                return
+            if isinstance(path := record.get("path"), str):
+                row["file"] = path
+            found = content(record, recipe.data.content, beside)
+            reason = found if isinstance(found, str) else refuse(found)
+            if reason:
+                row["reason"] = reason
+            if isinstance(found, bytes):
+                row["text"] = hashlib.sha256(found).hexdigest()
+                row["blob"] = None if reason else found
+
+        return refine
+
+    def records(self, data: Path, name: str) -> list[bytes]:
+        """Return the files of a split."""
+        ids = pq.read_table(data / f"{name}.parquet", columns=["id"])["id"].to_pylist()
+        wanted, found = set(ids), {}
+        for shard in sorted(data.glob(f"{BLOBS}-*.parquet")):
+            table = pq.read_table(shard)
+            pairs = zip(table["id"].to_pylist(), table["blob"], strict=True)
+            found.update({number: blob.as_py() for number, blob in pairs if number in wanted})
+        return [found[number] for number in ids]
+
+    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
+        """Fit the encoder on the training split, and encode every split."""
+        train = self.records(data, TRAIN)
+        encoder = self._fit(recipe, train)
+        encoder.save(folder)
+        report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}}
+        for name in NAMES:
+            records = train if name == TRAIN else self.records(data, name)
+            documents = encoder.encode(records)
+            documents.save(folder, name)
+            counts = getattr(documents, "counts", None)
+            report["splits"][name] = {
+                "documents": len(documents), "positions": int(documents.sizes.sum()),
+                **(asdict(counts) if counts is not None else {}),
+            }  # fmt: skip
+            if name == TRAIN:
+                labels = pq.read_table(data / "train.parquet", columns=["label"])["label"]
+                shown = zip(records[:_SAMPLES], labels.to_pylist(), strict=False)
+                report["samples"] = [
+                    {"label": label, **self._sample(encoder, record)} for record, label in shown
+                ]
+        return report | self._describe(encoder)
+
+    def documents(self, folder: Path, name: str) -> Documents:
+        """Map the documents of a split."""
+        return self._load(folder).load_documents(folder, name)
+
+    def spec(self, folder: Path) -> Spec:
+        """Return what the documents hold."""
+        return self._load(folder).spec
+
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
+        raise NotImplementedError
+
+    def _fit(self, recipe: Recipe, records: list[bytes]) -> Encoder:
+        raise NotImplementedError
+
+    def _load(self, folder: Path) -> Encoder:
+        raise NotImplementedError
+
+    def _describe(self, encoder: Any) -> Row:
+        """Return what a report says of the encoder."""
+        raise NotImplementedError
+
+    def _sample(self, encoder: Any, record: bytes) -> Row:
+        """Return what a report shows of a record."""
+        raise NotImplementedError
+
+
+class Image(_Media):
+    """Images, as patches or as a whole."""
+
+    files: tuple[str, ...] = (IMAGE_FILE,)
+
+    def reader(self, folder: Path, config: Row) -> MediaReader:  # noqa: ARG002 - the encoder's file holds all
+        """Read the encoder."""
+        encoder = ImageEncoder.load(folder)
+        return MediaReader(encoder, lambda blob: fault(blob, encoder.max_pixels))
+
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
+        return lambda blob: fault(blob, recipe.image.max_pixels)
+
+    def _fit(self, recipe: Recipe, records: list[bytes]) -> ImageEncoder:
+        given = recipe.image
+        height, width, channels = given.height, given.width, given.channels
+        if height is None or width is None or channels is None:
+            usual = usual_shape(records)
+            height, width, channels = height or usual[0], width or usual[1], channels or usual[2]
+        return ImageEncoder(
+            height=height,
+            width=width,
+            channels=channels,
+            patch=given.patch,
+            whole=recipe.model.backbone != "transformer",
+            fit=given.fit,
+            max_pixels=given.max_pixels,
+            augment=Augment(**given.augment.model_dump()),
+        ).fitted(records)
+
+    def _load(self, folder: Path) -> ImageEncoder:
+        return ImageEncoder.load(folder)
+
+    def _describe(self, encoder: ImageEncoder) -> Row:
+        kept = ("height", "width", "channels", "patch", "whole", "fit", "mean", "std")
+        return {name: getattr(encoder, name) for name in kept} | {"positions": encoder.positions}
+
+    def _sample(self, encoder: ImageEncoder, record: bytes) -> Row:
+        documents, rows = encoder.encode([record]), np.zeros(1, np.int64)
+        batches = {
+            "image": documents.lay(rows),
+            "augmented": documents.lay(rows, np.random.default_rng(0)),
+        }
+        return {name: _png(encoder.draw(_values(batch))[0]) for name, batch in batches.items()}
+
+
+class Audio(_Media):
+    """Sounds, as log-mel frames."""
+
+    files: tuple[str, ...] = (AUDIO_FILE,)
+
+    def reader(self, folder: Path, config: Row) -> MediaReader:  # noqa: ARG002 - the encoder's file holds all
+        """Read the encoder."""
+        encoder = AudioEncoder.load(folder)
+        return MediaReader(encoder, lambda blob: refusals([blob], encoder.settings).get(0))
+
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
+        return lambda blob: refusals([blob], recipe.audio).get(0)
+
+    def _fit(self, recipe: Recipe, records: list[bytes]) -> AudioEncoder:
+        return AudioEncoder.fit(records, recipe.audio)
+
+    def _load(self, folder: Path) -> AudioEncoder:
+        return AudioEncoder.load(folder)
+
+    def _describe(self, encoder: AudioEncoder) -> Row:
+        return encoder.settings.model_dump(mode="json") | {"columns": len(encoder.mean)}
+
+    def _sample(self, encoder: AudioEncoder, record: bytes) -> Row:
+        frames = encoder.columns(encoder.encode([record])[0])[:, : encoder.settings.num_mels]
+        drawn = picture(frames)
+        return {"image": _png(drawn[..., None]), "player": clip_html(record, encoder.settings.rate)}
+
+
+def _values(batch: Batch) -> NDArray[np.float32]:
+    assert batch.values_UK is not None
+    return batch.values_UK.numpy()
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    """Return pixels, of shape (H, W, C), as a PNG file in base64."""
+    return base64.b64encode(encode_png(image)).decode()
