@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from danlu.recipe.sections import Count, Positive, Section
+from danlu.recipe.base import Count, Positive, Section
 
 
 class Events(Section):
