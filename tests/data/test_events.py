@@ -89,6 +89,47 @@ def test_a_generator_draws_another_stretch_of_a_history_that_is_too_long():
     assert encoder.pieces(short) == ["<bos>", "a", "b"], "a short one is laid whole"
 
 
+@given(HISTORIES, st.integers(2, 9))
+@settings(max_examples=60, deadline=None)
+def test_pieces_hold_every_item_once_in_order(histories, max_length):
+    encoder = _encoder(max_length)
+    documents = encoder.encode_pieces(histories)
+    laid = [encoder.pieces(d)[1:] for d in _documents(documents.lay(np.arange(len(documents))))]
+    known = [[name for name in history if name in "abcd"] for history in histories]
+    at = 0
+    for names in known:
+        number = max(1, -(-len(names) // (max_length - 1)))
+        assert [name for piece in laid[at : at + number] for name in piece] == names
+        assert all(len(piece) == max_length - 1 for piece in laid[at + 1 : at + number])
+        at += number
+    assert at == len(documents)
+    assert documents.sizes.tolist() == [len(piece) + 1 for piece in laid]
+    assert (documents.counts["cut"], documents.counts["cut_items"]) == (0, 0)
+    assert documents.counts["unknown"] == sum(map(len, histories)) - sum(map(len, known))
+
+
+def test_a_piece_with_a_generator_is_from_anywhere_in_its_own_history():
+    letters = list("abcdefgh")
+    encoder = EventsEncoder.fit([letters], max_length=4)
+    documents = encoder.encode_pieces([list("ha"), letters])
+    assert documents.sizes.tolist() == [3, 3, 4, 4]
+    generator = np.random.default_rng(0)
+    drawn = [set() for _ in range(4)]
+    for _ in range(200):
+        for found, ids in zip(
+            drawn, _documents(documents.lay(np.arange(4), generator)), strict=True
+        ):
+            found.add("".join(encoder.pieces(ids[1:])))
+    assert drawn[0] == {"ha"}
+    assert drawn[1] == {"abcdefgh"[n : n + 2] for n in range(7)}
+    assert drawn[2] == drawn[3] == {"abcdefgh"[n : n + 3] for n in range(6)}
+
+
+def test_nothing_to_encode_is_no_document():
+    encoder = _encoder()
+    assert len(encoder.encode([])) == len(encoder.encode_pieces([])) == 0
+
+
 def test_it_is_the_same_from_disk(tmp_path):
     encoder = _encoder()
     documents = encoder.encode([list("abcdabcdabcd"), list("zb")])

@@ -24,44 +24,47 @@ FILE = "encoder.json"
 
 @dataclass(frozen=True, slots=True)
 class EventsDocuments:
-    """Histories as ids, memory-mapped: one long row, and where each begins.
+    """Histories as ids, memory-mapped: one long row, and the stretch of it that each lays.
 
     Attributes
     ----------
     ids : NDArray of int32, shape (total,)
         All of every history, ``<bos>`` excluded.
-    offsets : NDArray of int64, shape (n + 1,)
-    max_length : int
-        Positions that a document has at most: ``<bos>`` and items.
+    history_N2 : NDArray of int64, shape (n, 2)
+        From where to where in `ids` the history of each document is.
+    stretch_N2 : NDArray of int64, shape (n, 2)
+        From where to where the document itself is, inside its history.
     counts : dict of str to int
         ``histories``; ``empty`` ones; items ``unknown`` to the encoder and left out; and of
-        what is longer than `max_length`, the histories and items ``cut`` and ``cut_items``.
+        what is too long, the histories and items ``cut`` and ``cut_items``.
     """
 
     ids: NDArray[np.int32]
-    offsets: Ints
-    max_length: int
+    history_N2: Ints
+    stretch_N2: Ints
     counts: dict[str, int]
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.stretch_N2)
 
     @property
     def sizes(self) -> Ints:
-        """Positions of each document."""
-        found: Ints = np.minimum(np.diff(self.offsets) + 1, self.max_length)
+        """Positions of each document: ``<bos>`` and its items."""
+        found: Ints = self.stretch_N2[:, 1] - self.stretch_N2[:, 0] + 1
         return found
 
     def lay(self, rows: Ints, generator: np.random.Generator | None = None) -> Batch:
-        """Lay histories end to end in one row, each from ``<bos>``.
+        """Lay documents end to end in one row, each from ``<bos>``.
 
-        Of a history that is too long the latest items are laid; with a generator, as many
-        that follow each other, from anywhere in it.
+        With a generator each is another stretch of its history, of the same length and from
+        anywhere in it (sub-sequences as augmentation: Tan et al., "Improved Recurrent Neural
+        Networks for Session-based Recommendations", 2016).
         """
-        items = self.sizes[rows] - 1
-        begins = self.offsets[rows + 1] - items
+        begins, ends = self.stretch_N2[rows].T
+        items = ends - begins
         if generator is not None:
-            begins = generator.integers(self.offsets[rows], begins, endpoint=True)
+            first, last = self.history_N2[rows].T
+            begins = generator.integers(first, last - items, endpoint=True)
         ids = np.full(int(items.sum()) + len(rows), BEGIN_ID, np.int32)
         at = 0
         for begin, size in zip(begins.tolist(), items.tolist(), strict=True):
@@ -70,19 +73,18 @@ class EventsDocuments:
         return lay_end_to_end(ids, items + 1, rows)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write ``NAME.ids.npy``, ``NAME.offsets.npy`` and ``NAME.json``."""
+        """Write ``NAME.ids.npy``, ``NAME.bounds.npy`` and ``NAME.json``."""
         np.save(folder / f"{name}.ids.npy", self.ids)
-        np.save(folder / f"{name}.offsets.npy", self.offsets)
-        content = {"max_length": self.max_length, "counts": self.counts}
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        np.save(folder / f"{name}.bounds.npy", np.stack([self.history_N2, self.stretch_N2]))
+        (folder / f"{name}.json").write_text(json.dumps(self.counts), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, name: str) -> EventsDocuments:
         """Map what :meth:`save` wrote."""
-        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        counts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         ids = np.load(folder / f"{name}.ids.npy", mmap_mode="r")
-        offsets = np.load(folder / f"{name}.offsets.npy")
-        return cls(ids, offsets, content["max_length"], content["counts"])
+        history, stretch = np.load(folder / f"{name}.bounds.npy")
+        return cls(ids, history, stretch, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class EventsEncoder:
 
     @classmethod
     def fit(
-        cls, histories: Sequence[Sequence[str]], max_length: int = 200, min_item: int = 1
+        cls, histories: Sequence[Sequence[str]], max_length: int = 50, min_item: int = 1
     ) -> EventsEncoder:
         """List the items of the training histories.
 
@@ -139,21 +141,47 @@ class EventsEncoder:
         return cls(tuple(kept), tuple(counts[n] for n in kept), max_length, len(counts) - len(kept))
 
     def encode(self, records: Sequence[Sequence[str]]) -> EventsDocuments:
-        """Return the documents of histories, in order; unknown items are left out, counted."""
+        """Return the documents of histories, in order: the latest items of each."""
+        ids, bounds = self._known(records)
+        stretch = bounds.copy()
+        stretch[:, 0] = np.maximum(bounds[:, 0], bounds[:, 1] - (self.max_length - 1))
+        return EventsDocuments(ids, bounds, stretch, self._count(records, bounds, stretch))
+
+    def encode_pieces(self, records: Sequence[Sequence[str]]) -> EventsDocuments:
+        """Return documents that together hold all of every history, to train on.
+
+        A history that is too long goes on in several documents; all are full but the one
+        that holds its oldest items.
+        """
+        ids, bounds = self._known(records)
+        room = self.max_length - 1
+        number = np.maximum(-(-np.diff(bounds)[:, 0] // room), 1)
+        history = np.repeat(bounds, number, axis=0)
+        later = np.repeat(number.cumsum(), number) - 1 - np.arange(len(history))
+        ends = history[:, 1] - later * room
+        stretch = np.stack([np.maximum(history[:, 0], ends - room), ends], axis=1)
+        return EventsDocuments(ids, history, stretch, self._count(records, bounds, bounds))
+
+    def _known(self, records: Sequence[Sequence[str]]) -> tuple[NDArray[np.int32], Ints]:
+        """Return the ids of all known items, and from where to where each record's are."""
         known = [
             [self._id_of[name] for name in record if name in self._id_of] for record in records
         ]
-        lengths = np.fromiter(map(len, known), np.int64, len(known))
-        over = np.maximum(lengths - (self.max_length - 1), 0)
-        counts = {
-            "histories": len(known),
-            "empty": int((lengths == 0).sum()),
-            "unknown": sum(map(len, records)) - int(lengths.sum()),
-            "cut": int((over > 0).sum()),
-            "cut_items": int(over.sum()),
+        ends = np.fromiter(map(len, known), np.int64, len(known)).cumsum()
+        ids = np.fromiter((i for own in known for i in own), np.int32)
+        return ids, np.stack([np.append(0, ends[:-1])[: len(ends)], ends], axis=1)
+
+    def _count(
+        self, records: Sequence[Sequence[str]], bounds: Ints, stretch: Ints
+    ) -> dict[str, int]:
+        items, laid = np.diff(bounds)[:, 0], np.diff(stretch)[:, 0]
+        return {
+            "histories": len(records),
+            "empty": int((items == 0).sum()),
+            "unknown": sum(map(len, records)) - int(items.sum()),
+            "cut": int((laid < items).sum()),
+            "cut_items": int((items - laid).sum()),
         }
-        ids = np.fromiter((i for own in known for i in own), np.int32, int(lengths.sum()))
-        return EventsDocuments(ids, np.append(0, lengths.cumsum()), self.max_length, counts)
 
     def places(self, records: Sequence[Sequence[str]]) -> tuple[list[list[int]], Ints]:
         """Return each record's items as places in the catalogue, and how many are not in it."""

@@ -26,7 +26,7 @@ class Events(Section):
     split: Literal["time", "last"] = "time"
     """`time` tests on all that comes after a moment, and trains on nothing of it; `last` tests
     on each user's last interaction, and lets the model see what others did after it."""
-    max_length: Annotated[int, Field(ge=2)] = 200
+    max_length: Annotated[int, Field(ge=2)] = 50
     """Positions of a history that the model sees, the latest; one is taken by its beginning."""
     k: Positive = 10
     """Items recommended, and judged."""
