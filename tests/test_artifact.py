@@ -82,7 +82,7 @@ def test_any_change_gives_another_key(tmp_path):
 
 def test_the_code_version_of_a_folder_covers_its_files():
     assert code_version(("audit",)) != code_version(("audit/gate.py",))
-    files = ("audit/__init__.py", "audit/gate.py", "audit/leaks.py")
+    files = ("audit/__init__.py", "audit/fairness.py", "audit/gate.py", "audit/leaks.py")
     assert code_version(("audit",)) == code_version(files)
 
 

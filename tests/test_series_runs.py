@@ -39,7 +39,6 @@ FORECAST = '[series]\ncontext = 48\nhorizon = 12\npatch = 6\nseason = 24\ncovari
 SMALL = "[model]\ndepth = 1\nwidth = 32\nhead_dim = 16\n"
 DETECT = '[series]\ncontext = 4\npatch = 4\nhorizon = 0\nscale = "global"\n'
 AUTOENCODER = '[model]\nbackbone = "mlp"\ndepth = 1\nwidth = 32\nactivation = "gelu"\n'
-UNTAUGHT = '[pretrain]\nobjective = "none"'
 
 
 def write(path, rows):
@@ -311,7 +310,7 @@ def test_scores_and_alarms_are_served_as_they_were_measured(faults, tmp_path):
         ("classify", 'label = "x"', "", "forecast, or searched"),
         ("forecast", "", '[data.split]\nby = "random"', "split by their time"),
         ("forecast", "", "[series]\nhorizon = 0", "nothing to foretell"),
-        ("forecast", "", f'[model]\nbackbone = "mlp"\n{UNTAUGHT}', "one position"),
+        ("forecast", "", '[model]\nbackbone = "mlp"', "one position"),
         ("forecast", "", "[finetune]\ntrim = 0.1", "is for task 'detect'"),
         ("forecast", "", '[data.clean]\nexact_duplicates = "drop"', "told apart by their times"),
         ("forecast", "", '[finetune]\nloss = "squared"', "not a loss"),
@@ -345,10 +344,10 @@ def test_several_series_are_told_apart(tmp_path):
     assert count == 24
     with output.open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    middle = {
-        name: np.mean([float(r["sales_0.5"]) for r in found if r["shop"] == name]) for name in "ab"
-    }
-    assert 90 < middle["b"] - middle["a"] < 110
+    first, second = (
+        np.mean([float(r["sales_0.5"]) for r in found if r["shop"] == name]) for name in "ab"
+    )
+    assert 90 < second - first < 110
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -25,7 +25,7 @@ from danlu.log import Screen
 from danlu.model import flops, heads
 from danlu.model.backbone import BackboneConfig
 from danlu.recipe import num_parts
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import objective as objectives
 from danlu.train.loop import num_steps, train
 

@@ -22,7 +22,7 @@ from danlu.lesson import Judge, Lesson
 from danlu.log import Events, Screen
 from danlu.model import flops, heads, native
 from danlu.recipe import Recipe
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.stages import (
     CONFIG,
     VALIDATION_BATCH,

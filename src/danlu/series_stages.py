@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,49 +50,43 @@ def _forecasts(
     own = recipe.series
     answers: dict[str, Floats] = {}
     settings: dict[str, Any] = {}
-
-    def each(one: Callable[[Floats, int, NDArray[np.int64]], Any]) -> Floats:
-        out = np.empty((len(windows), own.horizon, len(own.quantiles)))
-        for number in range(len(panel)):
-            low, high = int(panel.offsets[number]), int(panel.offsets[number + 1])
-            rows = np.flatnonzero(windows.series == number)
-            if len(rows):
-                time = panel.time_L[low:high]
-                series = panel.values_LV[low:high, encoder.target]
-                out[rows] = one(
-                    series, int(np.searchsorted(time, bounds[0])), windows.origins(rows) - low
-                )
-        return out
-
     for season, ending in ((own.season, ""), (own.long_season, "-long")):
         if not season:
             continue
+        parts = _parts(panel, windows, encoder.target, bounds[0])
         shape = (own.horizon, season, own.quantiles)
-        name = f"seasonal-naive{ending}"
-
-        def repeat(y: Floats, end: int, o: Any, s: Any = shape) -> Any:
-            return seasonal_naive(y, end, o, *s)
-
-        answers[name] = each(repeat)
-        settings[name] = {"season": season}
-        found: list[dict[str, Any]] = []
-
-        def smooth(
-            y: Floats, end: int, o: Any, s: Any = shape, to: list[dict[str, Any]] = found
-        ) -> Floats:
-            answer, chosen = exponential_smoothing(y, end, o, *s)
-            to.append(chosen)
-            return np.asarray(answer, np.float64)
-
-        name = f"ets{ending}"
+        size = (len(windows), own.horizon, len(own.quantiles))
+        naive, smooth = np.empty(size), np.empty(size)
+        for rows, series, end, origins in parts:
+            naive[rows] = seasonal_naive(series, end, origins, *shape)
+        answers[f"seasonal-naive{ending}"] = naive
+        settings[f"seasonal-naive{ending}"] = {"season": season}
+        forms = set()
         try:
-            answers[name] = each(smooth)
+            for rows, series, end, origins in parts:
+                smooth[rows], chosen = exponential_smoothing(series, end, origins, *shape)
+                forms.add(str(chosen["form"]))
         except DataError as error:  # statsmodels is an extra; that it is not there is told
-            settings[name] = {"left_out": error.what}
+            settings[f"ets{ending}"] = {"left_out": error.what}
             continue
-        forms = sorted({str(one["form"]) for one in found})
-        settings[name] = {"form": "; ".join(forms), "season": season}
+        answers[f"ets{ending}"] = smooth
+        settings[f"ets{ending}"] = {"form": "; ".join(sorted(forms)), "season": season}
     return answers, settings
+
+
+def _parts(
+    panel: Panel, windows: SeriesDocuments, target: int, end: float
+) -> list[tuple[NDArray[np.int64], Floats, int, NDArray[np.int64]]]:
+    """Return for each series its windows, its numbers, where training ends, and the origins."""
+    found = []
+    for number in range(len(panel)):
+        low, high = int(panel.offsets[number]), int(panel.offsets[number + 1])
+        rows = np.flatnonzero(windows.series == number)
+        if len(rows):
+            trained = int(np.searchsorted(panel.time_L[low:high], end))
+            series = panel.values_LV[low:high, target]
+            found.append((rows, series, trained, windows.origins(rows) - low))
+    return found
 
 
 def _forest(

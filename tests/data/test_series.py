@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.data.clock import Step
-from danlu.data.series import cuts, extend, read
+from danlu.data.series import Panel, cuts, extend, read
 from danlu.errors import DataError
 from danlu.recipe.series import Series
 
@@ -187,3 +187,22 @@ def test_an_empty_part_is_refused(shares):
     panel, _ = read({"time": range(10), "x": [0] * 10}, Series())
     with pytest.raises(DataError, match="a part would be empty"):
         cuts(panel, *shares)
+
+
+def test_a_panel_is_read_back_as_it_was_written(tmp_path):
+    table = {"time": hourly([0, 1, 2, 4]), "x": [1, None, 3, 4], "kind": ["a", None, "b", "b"]}
+    panel, _ = read(table, Series(), label="kind")
+    panel.save(tmp_path)
+    again = Panel.load(tmp_path)
+    for name in ("offsets", "time_L", "values_LV", "known_LC", "row_L", "label_L"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(panel, name))
+    for name in ("names", "variables", "known", "num_calendar", "step", "dates"):
+        assert getattr(again, name) == getattr(panel, name)
+    assert panel.row_L.tolist() == [0, 1, 2, -1, 3]
+
+
+def test_rows_without_times_are_numbered_as_they_come():
+    panel, report = read({"x": [5, 4, 3]}, Series(time="row"))
+    assert panel.time_L.tolist() == [0, 1, 2]
+    assert panel.variables == ("x",)
+    assert report["absent"] == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from danlu.data.modality import NUM_SPECIAL
-from danlu.data.table import CLIP, TableEncoder, tidy
+from danlu.data.table import CLIP, TableEncoder, edges_of, tidy
 from danlu.errors import DataError
 from danlu.recipe.sections import Table
 
@@ -196,6 +196,32 @@ def test_trees_get_numbers_and_places_and_gaps():
 CELLS = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=8)
 )
+
+
+def test_a_common_number_leaves_the_intervals_to_the_others():
+    """Nine in ten have no capital gain; the others' gains must be told apart all the same."""
+    gains = np.random.default_rng(1).lognormal(8, 1, 1000)
+    value = np.concatenate([np.zeros(9000), gains])
+    edges = edges_of(value, 16)
+    assert edges[0] == 0
+    held = np.histogram(gains, edges[1:])[0]
+    assert len(held) == 15
+    assert held.min() >= 1000 // 15 - 1
+    assert held.max() <= 1000 // 15 + 2
+    assert len(np.unique(np.quantile(value, np.linspace(0, 1, 17)))) < 4  # plain quantiles fail
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    value=st.lists(st.integers(-5, 5) | st.floats(-1e6, 1e6), min_size=1, max_size=60),
+    bins=st.integers(1, 20),
+)
+def test_borders_ascend_and_hold_every_number(value, bins):
+    array = np.asarray(value, np.float64)
+    edges = edges_of(array, bins)
+    assert (np.diff(edges) > 0).all()
+    assert (edges[0], edges[-1]) == (array.min(), array.max())
+    assert len(edges) <= bins + 1
 
 
 @given(record=st.fixed_dictionaries(dict.fromkeys(("area", "price", "city", "sold"), CELLS)))

@@ -99,7 +99,10 @@ def test_windows_are_laid_as_a_naive_loop_lays_them(scale, horizon, patch):
     np.testing.assert_allclose(batch.values_UK, expected, rtol=SIMPLE, atol=SIMPLE)
     assert batch.values_UK.shape[1] == encoder.spec.value_dims
     assert batch.slots_U.tolist() == list(range(n))
-    assert batch.ids_BT[0, :n].unique().tolist() == [VALUE_ID] == [encoder.spec.first_value_id]
+    # Each place in the window has an id of its own, and every id carries a value.
+    assert batch.ids_BT[0, :n].tolist() == [VALUE_ID + place for place in position]
+    assert encoder.spec.first_value_id == VALUE_ID
+    assert encoder.spec.vocab_size == VALUE_ID + max(position) + 1
     assert batch.document_BT[0, :n].tolist() == owner
     assert (batch.document_BT[0, n:] == PADDING).all()
     assert batch.position_BT[0, :n].tolist() == position

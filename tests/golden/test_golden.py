@@ -22,7 +22,7 @@ from danlu.data.modality import BEGIN_ID, NUM_SPECIAL, Spec
 from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model import heads
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import objective as objectives
 from danlu.train.checkpoint import Checkpoints
 from danlu.train.loop import train

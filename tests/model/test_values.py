@@ -94,7 +94,7 @@ def test_a_linear_model_of_values_is_one_matrix():
 
 def test_an_mlp_equals_torch_layers():
     torch.manual_seed(4)
-    one = ClassicConfig("mlp", 5, 2, 16, 16, value_dims=DIMS, value_ids=1)
+    one = ClassicConfig("mlp", 5, 2, 16, 16, norm="none", value_dims=DIMS, value_ids=1)
     model = heads.build(one, "classify", num_outputs=3)
     nn.init.normal_(model.head.output.weight)
     x = torch.randn(7, DIMS)

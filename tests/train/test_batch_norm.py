@@ -13,7 +13,7 @@ from danlu.data.modality import Grid, Spec
 from danlu.log import Screen
 from danlu.model.classic import ClassicConfig
 from danlu.model.heads import build
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import objective as objectives
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unique_tensors

@@ -9,7 +9,7 @@ from torch import nn
 
 from danlu.model.backbone import BackboneConfig
 from danlu.model.heads import build as build_model
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.checkpoint import Checkpoints, pack, unique_tensors, unpack
 

@@ -9,7 +9,7 @@ from fit import Fit
 from sklearn.linear_model import Lasso
 from torch import nn
 
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from tolerances import COMPOSED, SIMPLE
 

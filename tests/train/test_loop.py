@@ -12,7 +12,7 @@ from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.text import Documents
 from danlu.log import Screen
 from danlu.model.heads import build
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import objective as objectives
 from danlu.train.checkpoint import Checkpoints
 from danlu.train.loop import DivergedError, train

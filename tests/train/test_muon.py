@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.checkpoint import Checkpoints, unpack
 from danlu.train.muon import Muon

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from danlu.model.backbone import BackboneConfig
 from danlu.model.classic import ClassicConfig
 from danlu.model.heads import build as build_model
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.muon import Muon
 from tolerances import BFLOAT16, POLAR, SIMPLE

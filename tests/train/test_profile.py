@@ -8,7 +8,7 @@ import pytest
 import torch
 from fit import CPU, Fit
 
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import objective as objectives
 from danlu.train.profile import profile
 

@@ -94,16 +94,15 @@ class Panel:
     def load(cls, folder: Path) -> Panel:
         """Read what :meth:`save` wrote."""
         rest = json.loads((folder / "panel.json").read_text(encoding="utf-8"))
-        names: dict[str, Any] = {
-            name: tuple(rest[name]) for name in ("names", "variables", "known")
-        }
         with np.load(folder / "panel.npz") as arrays:
-            found: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            found = {name: arrays[name] for name in _ARRAYS}
             labels = None
             if "label_L" in arrays:
                 labels = np.asarray([label or None for label in arrays["label_L"].tolist()], object)
         return cls(
-            **found, **names, num_calendar=rest["num_calendar"], label_L=labels,
+            **found,
+            names=tuple(rest["names"]), variables=tuple(rest["variables"]),
+            known=tuple(rest["known"]), num_calendar=rest["num_calendar"], label_L=labels,
             step=Step(*rest["step"]), dates=rest["dates"],
         )  # fmt: skip
 

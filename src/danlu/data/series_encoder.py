@@ -101,7 +101,13 @@ class SeriesEncoder:
     def spec(self) -> Spec:
         """What the documents hold."""
         dims = self.settings.patch * (2 * len(self.settings.variables) + len(self.known))
-        return Spec(VALUE_ID + 1, dims, 1)
+        return Spec(VALUE_ID + self.places, dims, self.places)
+
+    @property
+    def places(self) -> int:
+        """Positions of a window; 1 where they differ, see :class:`SeriesDocuments`."""
+        own = self.settings
+        return 1 if own.whole else -(-own.context // own.patch) - (-own.horizon // own.patch)
 
     @property
     def target(self) -> int:
@@ -134,6 +140,7 @@ class SeriesEncoder:
             target=self.target,
             scale=self.settings.scale,
             jitter=self.settings.jitter,
+            places=self.places,
         )
 
     def encode(self, records: Sequence[Columns]) -> SeriesDocuments:

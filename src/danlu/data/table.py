@@ -158,6 +158,30 @@ def _guess(cells: list[Any]) -> Kind | None:
     return None if mean_length > _TEXT and different > len(cells) / 2 else "category"
 
 
+def edges_of(value: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Return the borders of at most `bins` intervals that hold about as many numbers each.
+
+    A value that fills an interval by itself, such as the 0 of nine people in ten, is a border
+    of its own and is counted out; the others are spread over what is left (as LightGBM's and
+    scikit-learn's histograms are).
+
+    >>> edges_of(np.array([0.0] * 90 + [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]), 4).tolist()
+    [0.0, 1.0, 4.0, 7.0, 10.0]
+    """
+    heavy: NDArray[np.float64] = np.empty(0)
+    rest = value
+    while len(rest) and bins > len(heavy):
+        values, counts = np.unique(rest, return_counts=True)
+        filling = values[counts * (bins - len(heavy)) >= len(rest)]
+        if not len(filling):
+            break
+        heavy = np.append(heavy, filling)
+        rest = rest[~np.isin(rest, filling)]
+    left = max(bins - len(heavy), 1)
+    spread = np.quantile(rest, np.linspace(0, 1, left + 1)) if len(rest) else rest
+    return np.unique(np.concatenate([heavy, spread]))
+
+
 def _fit_column(column: Column, records: Sequence[Record], settings: Table) -> Column | None:
     """Return the column with what training says of it; None if it says the same of all rows."""
     cells = [column.cell(record) for record in records]
@@ -172,7 +196,7 @@ def _fit_column(column: Column, records: Sequence[Record], settings: Table) -> C
         return Column(**fields | {"categories": tuple(names), "rare": len(names) < len(counts)})
     value = np.asarray(given, np.float64)
     bins = settings.bins or 0
-    edges = np.unique(np.quantile(value, np.linspace(0, 1, bins + 1))).tolist() if bins else []
+    edges = edges_of(value, bins).tolist() if bins else []
     std = float(value.std()) or 1.0
     return Column(**fields | {"mean": float(value.mean()), "std": std, "edges": tuple(edges)})
 

@@ -51,6 +51,10 @@ class SeriesDocuments:
     scale : {"series", "global", "window"}
     jitter : float
         Noise added to measurements where a generator is given (deviations).
+    places : int
+        Positions of a window, where all have equally many: each has an id of its own, and with
+        it a learnt embedding, which tells the model how far back or ahead it stands. 1 where
+        windows differ in length: all positions have the same id.
     """
 
     values: Floats
@@ -66,6 +70,7 @@ class SeriesDocuments:
     target: int
     scale: str
     jitter: float = 0.0
+    places: int = 1
 
     def __len__(self) -> int:
         return len(self.start)
@@ -155,7 +160,9 @@ class SeriesDocuments:
         scaled = np.where(missing, 0.0, np.clip(scaled, -CLIP, CLIP))
         known = np.where(there[..., None], self.known[step], 0.0)
         values = np.concatenate([scaled, missing, known], axis=2).reshape(len(step), -1)
-        ids = np.full(len(values), VALUE_ID, np.int32)
+        sizes = self.sizes[rows]
+        place = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        ids = (VALUE_ID + place % self.places).astype(np.int32)
         slots = np.arange(len(values), dtype=np.int64)
         return lay_end_to_end(ids, self.sizes[rows], rows, values.astype(np.float32), slots)
 
@@ -229,7 +236,7 @@ class SeriesDocuments:
             np.save(folder / f"{name}.{part}.npy", getattr(self, part))
         rest = {
             "patch": self.patch, "horizon": self.horizon, "target": self.target,
-            "scale": self.scale, "jitter": self.jitter,
+            "scale": self.scale, "jitter": self.jitter, "places": self.places,
         }  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(rest), encoding="utf-8")
 

@@ -44,7 +44,7 @@ def of_series(recipe: Recipe) -> Problems:
         (
             forecast and recipe.model.backbone in ("linear", "mlp"),
             "model.backbone",
-            "one that sees one position at a time foretells nothing; choose transformer, cnn, lstm or gru",
+            "sees one position at a time; choose transformer, cnn, lstm or gru",
         ),
         (
             detect and series.horizon > 0,

@@ -26,7 +26,7 @@ _THEME = {
 }  # fmt: skip
 
 
-def _svg(chart: Any, width: int = 380, height: int = 240) -> str:
+def render(chart: Any, width: int = 380, height: int = 240) -> str:
     """Render a chart; the specification holds its data, so nothing is fetched."""
     spec = chart.properties(width=width, height=height).to_dict()
     spec["config"] = _THEME
@@ -34,7 +34,8 @@ def _svg(chart: Any, width: int = 380, height: int = 240) -> str:
     return svg
 
 
-def _data(rows: Rows) -> Any:
+def inline(rows: Rows) -> Any:
+    """Return rows as data that the specification holds."""
     return alt.Data(values=rows)  # type: ignore[no-untyped-call]
 
 
@@ -42,13 +43,13 @@ def funnel(steps: Rows) -> str:
     """Draw how many rows remain after each step of the data stage."""
     order = [step["step"] for step in steps]
     rows = [{**step, "label": f"{step['rows']:,}"} for step in steps]
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(inline(rows)).encode(
         y=alt.Y("step:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
         x=alt.X("rows:Q", title="rows", scale=alt.Scale(domainMin=0)),
     )
     bars = base.mark_bar(color=PALETTE[1], cornerRadiusEnd=3, height={"band": 0.65})
     text = base.mark_text(align="left", dx=4, color=INK, fontSize=11).encode(text="label:N")
-    return _svg(alt.layer(bars, text), 460, 30 * len(rows))
+    return render(alt.layer(bars, text), 460, 30 * len(rows))
 
 
 def losses(events: Rows, unit: str, title: str) -> str:
@@ -62,14 +63,14 @@ def losses(events: Rows, unit: str, title: str) -> str:
         for e in events
         if "loss" in e
     ]
-    chart = alt.Chart(_data(rows), title=title).encode(
+    chart = alt.Chart(inline(rows), title=title).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("loss:Q", title=unit, scale=alt.Scale(zero=False)),
         color=alt.Color("of:N", sort=["training", "validation"]),
     )
     line = chart.mark_line(strokeWidth=1.6, interpolate="monotone")
     dots = chart.transform_filter("datum.of == 'validation'").mark_point(filled=True, size=40)
-    return _svg(alt.layer(line, dots))
+    return render(alt.layer(line, dots))
 
 
 def step_time(profiles: dict[str, dict[str, Any]]) -> str:
@@ -81,7 +82,7 @@ def step_time(profiles: dict[str, dict[str, Any]]) -> str:
     ]
     parts = list(dict.fromkeys(str(row["part"]) for row in rows))
     bars = (
-        alt.Chart(_data(rows), title="Where the time of a step goes")
+        alt.Chart(inline(rows), title="Where the time of a step goes")
         .mark_bar(height={"band": 0.6})
         .encode(
             y=alt.Y("stage:N", sort=list(profiles), title=None),
@@ -90,7 +91,7 @@ def step_time(profiles: dict[str, dict[str, Any]]) -> str:
             order="order:Q",
         )
     )
-    return _svg(bars, 620, 44 * len(profiles))
+    return render(bars, 620, 44 * len(profiles))
 
 
 def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:
@@ -103,7 +104,7 @@ def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:
             rows += [{"model": line, "wrong": w, "right": r, "order": i} for i, (w, r) in pairs]
     names = list(dict.fromkeys(str(row["model"]) for row in rows))
     lines = (
-        alt.Chart(_data(rows), title="ROC")
+        alt.Chart(inline(rows), title="ROC")
         .mark_line(strokeWidth=1.8)
         .encode(
             x=alt.X("wrong:Q", title="false positive rate"),
@@ -112,13 +113,13 @@ def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:
             color=alt.Color("model:N", sort=names),
         )
     )
-    return _svg(alt.layer(_diagonal(), lines), 300, 300)
+    return render(alt.layer(diagonal(), lines), 300, 300)
 
 
 def reliability(curves: dict[str, Rows]) -> str:
     """Draw how often the models are right at each level of confidence."""
     rows = [{"model": model, **point} for model, points in curves.items() for point in points]
-    encoded = alt.Chart(_data(rows), title="Reliability").encode(
+    encoded = alt.Chart(inline(rows), title="Reliability").encode(
         x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("accuracy:Q", title="share right", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("model:N", sort=list(curves)),
@@ -126,7 +127,7 @@ def reliability(curves: dict[str, Rows]) -> str:
     dots = encoded.mark_point(filled=True, opacity=0.9).encode(
         size=alt.Size("n:Q", legend=None, scale=alt.Scale(range=[20, 220]))
     )
-    return _svg(alt.layer(_diagonal(), encoded.mark_line(strokeWidth=1.4), dots), 300, 300)
+    return render(alt.layer(diagonal(), encoded.mark_line(strokeWidth=1.4), dots), 300, 300)
 
 
 def confusion(matrix: list[list[int]], classes: list[str]) -> str:
@@ -139,7 +140,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         for i, line in enumerate(matrix)
         for j, n in enumerate(line)
     ]  # fmt: skip
-    base = alt.Chart(_data(rows), title="Confusion").encode(
+    base = alt.Chart(inline(rows), title="Confusion").encode(
         x=alt.X("said:N", sort=classes, title="model says", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("truth:N", sort=classes, title="truth"),
     )
@@ -148,27 +149,27 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
     text = base.mark_text(fontSize=13).encode(text="label:N", color=alt.Color("ink:N", scale=None))
     side = max(220, min(420, 60 * len(classes)))
     chart = alt.layer(cells, text) if len(classes) <= 12 else cells
-    return _svg(chart.resolve_scale(color="independent"), side, side)
+    return render(chart.resolve_scale(color="independent"), side, side)
 
 
 def points(truth: list[float], said: list[float]) -> str:
     """Draw a regressor's answers against the truth."""
     rows = [{"truth": t, "said": s} for t, s in zip(truth, said, strict=True)][:2000]
     dots = (
-        alt.Chart(_data(rows), title="Answers against the truth")
+        alt.Chart(inline(rows), title="Answers against the truth")
         .mark_point(filled=True, opacity=0.35, color=PALETTE[1], size=18)
         .encode(
             x=alt.X("truth:Q", scale=alt.Scale(zero=False)),
             y=alt.Y("said:Q", title="model says", scale=alt.Scale(zero=False)),
         )
     )
-    return _svg(dots, 300, 300)
+    return render(dots, 300, 300)
 
 
 def compared(rows: Rows, title: str) -> str:
     """Draw the models' values of one metric with their intervals."""
     names = [row["model"] for row in rows]
-    base = alt.Chart(_data(rows), title=title).encode(
+    base = alt.Chart(inline(rows), title=title).encode(
         y=alt.Y("model:N", sort=names, title=None, axis=alt.Axis(labelLimit=200)),
         color=alt.Color("model:N", sort=names, legend=None),
     )
@@ -176,13 +177,14 @@ def compared(rows: Rows, title: str) -> str:
         x=alt.X("low:Q", title="value and 95% interval", scale=alt.Scale(zero=False)), x2="high:Q"
     )
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="value:Q")
-    return _svg(alt.layer(lines, dots), 340, 34 * len(rows))
+    return render(alt.layer(lines, dots), 340, 34 * len(rows))
 
 
-def _diagonal() -> Any:
+def diagonal() -> Any:
+    """Return the line on which both shares are equal."""
     rows = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
     return (
-        alt.Chart(_data(rows))
+        alt.Chart(inline(rows))
         .mark_line(strokeDash=[4, 4], strokeWidth=1, color=MUTED)
         .encode(x="x:Q", y="y:Q")
     )

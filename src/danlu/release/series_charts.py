@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from danlu.release.charts import INK, MUTED, PALETTE, _data, _diagonal, _svg
+from danlu.release.charts import INK, MUTED, PALETTE, diagonal, inline, render
 
 Rows = list[dict[str, Any]]
 _BANDS = ("95", "80", "50")  # per cent; wide to narrow
@@ -18,13 +18,13 @@ def _x(times: list[Any]) -> Any:
     return alt.X(f"time:{kind}", title=None, axis=axis, scale=alt.Scale(zero=False, nice=False))
 
 
+def _y(name: str, field: str = "value:Q") -> Any:
+    return alt.Y(field, title=name, scale=alt.Scale(zero=False))
+
+
 def _line(times: list[Any], values: list[Any]) -> Rows:
     """Return the rows of a line; where nothing was measured it is broken."""
     return [{"time": t, "value": v} for t, v in zip(times, values, strict=True)]
-
-
-def _y(field: str, title: str) -> Any:
-    return alt.Y(field, title=title, scale=alt.Scale(zero=False))
 
 
 def window(sample: dict[str, Any], name: str) -> str:
@@ -34,15 +34,14 @@ def window(sample: dict[str, Any], name: str) -> str:
         {**row, "of": "seen" if n < past else "foretold"}
         for n, row in enumerate(_line(times, sample["value"]))
     ]
-    edges = _data([{"time": times[n]} for n in range(0, past, sample["patch"])])
+    edges = inline([{"time": times[n]} for n in range(0, past, sample["patch"])])
     rules = alt.Chart(edges).mark_rule(color="#eef0f4").encode(x=_x(times))
-    base = alt.Chart(_data(rows))
-    line = (base.mark_line(strokeWidth=1.4) if len(rows) > 1 else base.mark_point()).encode(
-        x=_x(times),
-        y=_y("value:Q", name),
-        color=alt.Color("of:N", sort=["seen", "foretold"]),
+    line = (
+        alt.Chart(inline(rows))
+        .mark_line(strokeWidth=1.4)
+        .encode(x=_x(times), y=_y(name), color=alt.Color("of:N", sort=["seen", "foretold"]))
     )
-    return _svg(alt.layer(rules, line), 400, 130)
+    return render(alt.layer(rules, line), 400, 130)
 
 
 def fan(found: dict[str, Any], name: str) -> str:
@@ -55,22 +54,21 @@ def fan(found: dict[str, Any], name: str) -> str:
         low, high = found["bands"][percent]
         rows = [{"time": t, "low": a, "high": b} for t, a, b in zip(ahead, low, high, strict=True)]
         layers.append(
-            alt.Chart(_data(rows))
+            alt.Chart(inline(rows))
             .mark_area(color=PALETTE[0], opacity=0.13 + 0.09 * number)
-            .encode(x=_x(times), y=_y("low:Q", name), y2="high:Q")
-        )  # fmt: skip
-    y = _y("value:Q", name)
+            .encode(x=_x(times), y=_y(name, "low:Q"), y2="high:Q")
+        )
     layers.append(
-        alt.Chart(_data(_line(ahead, found["median"])))
+        alt.Chart(inline(_line(ahead, found["median"])))
         .mark_line(color=PALETTE[0], strokeWidth=1.6)
-        .encode(x=_x(times), y=y)
+        .encode(x=_x(times), y=_y(name))
     )
     layers.append(
-        alt.Chart(_data(_line(times, found["truth"])), title=found["title"])
+        alt.Chart(inline(_line(times, found["truth"])), title=found["title"])
         .mark_line(color=INK, strokeWidth=1.1)
-        .encode(x=_x(times), y=y)
+        .encode(x=_x(times), y=_y(name))
     )
-    return _svg(alt.layer(*layers), 400, 170)
+    return render(alt.layer(*layers), 400, 170)
 
 
 def by_step(curves: dict[str, Any]) -> str:
@@ -81,7 +79,7 @@ def by_step(curves: dict[str, Any]) -> str:
         for step, error in enumerate(curve["by_step"], 1)
     ]
     chart = (
-        alt.Chart(_data(rows), title="Error by step ahead")
+        alt.Chart(inline(rows), title="Error by step ahead")
         .mark_line(strokeWidth=1.6)
         .encode(
             x=alt.X("step:Q", title="step ahead"),
@@ -89,7 +87,7 @@ def by_step(curves: dict[str, Any]) -> str:
             color=alt.Color("model:N", sort=list(curves), legend=alt.Legend(columns=3)),
         )
     )
-    return _svg(chart, 380, 260)
+    return render(chart, 380, 260)
 
 
 def coverage(curves: dict[str, Any]) -> str:
@@ -99,13 +97,13 @@ def coverage(curves: dict[str, Any]) -> str:
         for model, curve in curves.items()
         for level, share in curve["reliability"]
     ]
-    encoded = alt.Chart(_data(rows), title="Calibration of the quantiles").encode(
+    encoded = alt.Chart(inline(rows), title="Calibration of the quantiles").encode(
         x=alt.X("level:Q", title="level of the quantile", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("share:Q", title="share of truths below it", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("model:N", sort=list(curves), legend=alt.Legend(columns=3)),
     )
-    layers = (_diagonal(), encoded.mark_line(strokeWidth=1.3), encoded.mark_point(filled=True))
-    return _svg(alt.layer(*layers), 260, 260)
+    layers = (diagonal(), encoded.mark_line(strokeWidth=1.3), encoded.mark_point(filled=True))
+    return render(alt.layer(*layers), 260, 260)
 
 
 def scores(rows: Rows, threshold: float) -> str:
@@ -113,7 +111,7 @@ def scores(rows: Rows, threshold: float) -> str:
     named = [{**row, "of": "anomaly" if row["anomaly"] else "normal"} for row in rows]
     order = ["normal", "anomaly"]
     dots = (
-        alt.Chart(_data(named), title="Score over the test period")
+        alt.Chart(inline(named), title="Score over the test period")
         .mark_point(filled=True, size=16, opacity=0.75)
         .encode(
             x=_x([row["time"] for row in rows]),
@@ -124,8 +122,8 @@ def scores(rows: Rows, threshold: float) -> str:
         )
     )  # fmt: skip
     line = (
-        alt.Chart(_data([{"score": threshold}]))
+        alt.Chart(inline([{"score": threshold}]))
         .mark_rule(color=MUTED, strokeDash=[4, 4])
         .encode(y="score:Q")
     )
-    return _svg(alt.layer(dots, line), 820, 240)
+    return render(alt.layer(dots, line), 820, 240)

@@ -16,7 +16,7 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.errors import DanluError, MachineError
 from danlu.log import Bar
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unpack

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train.muon import Muon
 
 

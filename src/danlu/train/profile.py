@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from danlu.batch import Batch
-from danlu.recipe.sections import Training
+from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.loop import BatchSource, ahead, forward_and_backward
 from danlu.train.machine import (
