@@ -166,13 +166,11 @@ def difference(ours, theirs):
     return gap.mean(), *resamples.interval(resamples.values(lambda rows: gap[rows].mean()))
 
 
-def test_a_small_run_is_not_shown_to_be_two_points_below_the_reference(root, tmp_path):
-    """With a thousand texts chance alone makes a point or two: the whole run is stricter."""
+def test_a_small_run_is_not_two_points_below_the_reference(root, tmp_path):
     ours, theirs = compared(root, tmp_path / "run", [*SMALL, *sample(tmp_path)])
     assert len(ours) > 1000
     assert min(ours.mean(), theirs.mean()) > 0.65
-    _, _, high = difference(ours, theirs)
-    assert high > -0.02
+    assert difference(ours, theirs)[0] > -0.02
 
 
 @pytest.mark.skipif("DANLU_PARITY" not in os.environ, reason="half an hour; see `make parity`")
