@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from starlette.testclient import TestClient
 
 import danlu
@@ -123,6 +124,15 @@ def test_a_forecast_beats_last_season_where_something_is_known_in_advance(sales)
     assert found["made", "mase - ets"].high < 0
     assert 0.7 < found["made", "coverage_90"].value <= 1
     assert "it beats" in sales[1].headline
+
+
+def test_the_matrices_are_drawn_as_the_recipe_says(sales, tmp_path):
+    keys = ['model.initialiser="orthogonal"', "finetune.steps=1", "finetune.learning_rate=1e-9"]
+    run = danlu.run(sales[0], tmp_path / "run", overrides=keys).folder
+    matrix = load_file(stages(run)["finetune"] / "model.safetensors")
+    drawn = matrix["backbone.layers.0.attention.q_proj.weight"].numpy()
+    square = drawn @ drawn.T
+    np.testing.assert_allclose(square, square[0, 0] * np.eye(len(drawn)), atol=1e-5)
 
 
 def test_the_metrics_are_those_of_the_answers_that_were_kept(sales):

@@ -35,7 +35,10 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     shape = _shape(recipe, encoder)
     torch.manual_seed(recipe.seed)
     config = backbone_config(recipe, spec, settings.layer_dropout)
-    model = heads.build(config, task, dropout=settings.dropout, shape=shape)
+    initialiser = recipe.model.initialiser
+    model = heads.build(
+        config, task, dropout=settings.dropout, initialiser=initialiser, shape=shape
+    )
     take_over(model, paths)
     if task == "forecast":
         objective = objectives.pinball(shape["levels"])

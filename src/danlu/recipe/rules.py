@@ -142,6 +142,11 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "0 leaves nothing to choose checkpoints on; try 0.1",
         ),
         (
+            data.task == "pretrain" and data.modality not in ("text", "series"),
+            "data.task",
+            f"{data.modality!r} must be learnt for a task; choose classify or regress",
+        ),
+        (
             data.task == "pretrain" and objective == "none",
             "pretrain.objective",
             "task 'pretrain' needs an objective: masked or causal",
