@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +63,14 @@ def model(kind: heads.HeadKind, seed: int = 0, **others: object) -> heads.Model:
         else:
             torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
     return made
+
+
+def write_table(path: Path, names: Sequence[str], x: Any, y: Any, target: str) -> None:
+    """Write a CSV file with a header: a row's cells, and its target behind them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow([*names, target])
+        out.writerows([*cells, value] for cells, value in zip(x, y, strict=True))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import danlu
 from danlu.errors import RecipeError
 from danlu.recipe import fill, load, validate
 from danlu.serve.files import predict_file
+from small import write_table
 
 LEVELS = [0.1, 0.5, 0.9]
 RECIPE = """
@@ -53,10 +54,7 @@ def run(tmp_path_factory):
     generator = np.random.default_rng(0)
     x = generator.uniform(0, 1, (900, 2))
     y = 3 * x[:, 0] + (0.2 + 2 * x[:, 1]) * generator.normal(size=900)
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["a", "b", "y"])
-        out.writerows([*row, value] for row, value in zip(x, y, strict=True))
+    write_table(folder / "table.csv", ["a", "b"], x, y, "y")
     (folder / "made.toml").write_text(RECIPE, encoding="utf-8")
     return danlu.run(folder / "made.toml", folder / "run")
 

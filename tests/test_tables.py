@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
@@ -15,15 +14,9 @@ import danlu
 from danlu.artifact import digest_file, read_json
 from danlu.errors import InputError
 from danlu.log import read_events
+from small import write_table
 
 QUICK = {"precision": '"float32"', "average": 0.0, "dropout": 0.0, "weight_decay": 0.0}
-
-
-def write(path, names, x, y, target):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow([*names, target])
-        out.writerows([*cells, label] for cells, label in zip(x, y, strict=True))
 
 
 def recipe(folder, body, task="regress", label="progression"):
@@ -48,7 +41,7 @@ def finetune(**keys):
 @pytest.fixture
 def diabetes(tmp_path):
     data = load_diabetes(scaled=False)
-    write(tmp_path / "table.csv", data.feature_names, data.data, data.target, "progression")
+    write_table(tmp_path / "table.csv", data.feature_names, data.data, data.target, "progression")
     return tmp_path
 
 
@@ -57,7 +50,7 @@ def cancer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cancer")
     data = load_breast_cancer()
     names = [data.target_names[y] for y in data.target]
-    write(folder / "table.csv", data.feature_names[:8], data.data[:, :8], names, "diagnosis")
+    write_table(folder / "table.csv", data.feature_names[:8], data.data[:, :8], names, "diagnosis")
     body = "[model]\ndepth = 1\nwidth = 64\n[pretrain]\nepochs = 2\n[finetune]\nepochs = 6\n"
     path = recipe(folder, body, "classify", "diagnosis")
     return path, danlu.run(path, folder / "run")
@@ -166,7 +159,7 @@ def test_equal_rows_stay_on_one_side(tmp_path):
     generator = np.random.default_rng(0)
     x = np.round(generator.normal(size=(300, 2)), 1)
     twice = np.vstack([x, x[:60]])
-    write(tmp_path / "table.csv", ["a", "b"], twice, (twice[:, 0] > 0).astype(int), "y")
+    write_table(tmp_path / "table.csv", ["a", "b"], twice, (twice[:, 0] > 0).astype(int), "y")
     body = '[model]\nbackbone = "linear"\n' + finetune(epochs=2)
     result = danlu.run(recipe(tmp_path, body, "classify", "y"), tmp_path / "run")
     shared = [m for m in result.metrics if m.stage == "audit"]
@@ -195,6 +188,21 @@ def test_masked_cells_are_learnt_from_the_others(cancer):
 def test_what_a_table_cannot_be_asked_for_is_refused(diabetes, body, words):
     with pytest.raises(InputError, match=words):
         danlu.run(recipe(diabetes, body), diabetes / "run")
+
+
+def test_a_table_without_a_task_is_refused_before_anything_is_trained(diabetes):
+    with pytest.raises(InputError, match="must be learnt for a task"):
+        danlu.run(recipe(diabetes, "", task="pretrain"), diabetes / "run")
+    assert not (diabetes / "run").exists()
+
+
+def test_a_column_of_another_kind_makes_other_baselines(diabetes):
+    body = '[model]\nbackbone = "linear"\n' + finetune(epochs=2)
+    path = recipe(diabetes, body)
+    danlu.run(path, diabetes / "run")
+    again = danlu.run(path, diabetes / "run", overrides=['table.categorical=["sex"]'])
+    assert "data" not in again.built
+    assert "baseline" in again.built
 
 
 def test_a_missing_column_is_named(diabetes):

@@ -209,10 +209,11 @@ class _Run:
         folder_of = self.artifacts["data"].path
 
         def make(folder: Path) -> None:
+            from danlu.data import kinds
             from danlu.stages import tokenize
 
             report = tokenize(recipe, folder_of, folder)
-            self.screen.say(f"  {_seen(recipe, report)}")
+            self.screen.say(f"  {kinds.of(modality).seen(recipe, report)}")
 
         self._build("tokenizer", section, self._keys("data"), ("data",), make)
 
@@ -258,14 +259,18 @@ class _Run:
         """Fit the classical models on the same split."""
         section = self.recipe.baseline.model_dump(mode="json")
         section["quantiles"] = self.recipe.finetune.quantiles
-        data = self.artifacts["data"].path
+        inputs = self._keys("data")
+        if self.recipe.data.modality == "table":
+            section["table"] = self.recipe.table.model_dump(mode="json")
+        elif self.recipe.data.modality in ("audio", "series"):  # what was encoded serves both
+            inputs |= self._keys("tokenizer")
 
         def make(folder: Path) -> None:
             from danlu.stages import baseline
 
-            baseline(self.recipe, data, folder)
+            baseline(self.recipe, self._paths(), folder)
 
-        self._build("baseline", section, self._keys("data"), ("data", "evaluate"), make)
+        self._build("baseline", section, inputs, ("data", "evaluate"), make)
 
     def evaluate(self) -> None:
         """Measure the model and the baselines on the test split."""
@@ -345,41 +350,6 @@ class _Run:
                 mend="improve the model, or change gate.require",
             )
         return result
-
-
-def _seen(recipe: Recipe, report: dict[str, Any]) -> str:
-    """Say in a line what the model will see."""
-    train = report["splits"]["train"]
-    if recipe.data.modality == "image":
-        colours = "grey" if report["channels"] == 1 else "RGB"
-        seen = "as a whole" if report["whole"] else f"in {report['positions']} patches"
-        return f"{report['height']} × {report['width']} pixels, {colours}, {seen}"
-    if recipe.data.modality == "audio":
-        return (
-            f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
-            f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
-            f"{report['max_seconds']:g} s"
-        )
-    if recipe.data.modality == "series":
-        return (
-            f"{train['windows']:,} training windows of {recipe.series.context} steps and "
-            f"{recipe.series.horizon} ahead; {train['empty']:,} left out, "
-            f"{train['untold']:,} of what is to be foretold is missing"
-        )
-    if recipe.data.modality == "table":
-        kinds = [column["kind"] for column in report["columns"]]
-        left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""
-        return (
-            f"{kinds.count('number')} columns of numbers, {kinds.count('category')} of categories; "
-            f"{train['missing']:,} training cells are missing{left}"
-        )
-    longest = f"{recipe.tokenizer.max_length} tokens"
-    long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
-    if train["pieces"]:
-        long = f"long texts go on in {train['pieces']:,} further pieces of"
-    return (
-        f"{report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes; {long} {longest}"
-    )
 
 
 def _replace(source: Path, target: Path) -> None:

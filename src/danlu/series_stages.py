@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from danlu.artifact import read_json, write_json
 from danlu.data.clock import show
 from danlu.data.series import Panel
-from danlu.data.series_encoder import SeriesEncoder
-from danlu.data.series_kind import periods
 from danlu.data.series_prepare import anomalies, period_of
 from danlu.data.split import NAMES, TEST, TRAIN, VALIDATION
 from danlu.data.windows import SeriesDocuments
@@ -29,33 +27,32 @@ _BATCH = 256  # windows at once; no score depends on it
 _FANS = 5  # test windows that the report draws, and the worst one
 
 
-def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
+def baseline(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     """Fit the classical models on the same periods, and answer about the same windows."""
-    panel, bounds = Panel.load(data), read_json(data / "report.json")["cuts"]
-    encoder = SeriesEncoder.fit(panel, recipe.series, bounds[0])
+    panel, bounds = Panel.load(paths["data"]), read_json(paths["data"] / "report.json")["cuts"]
+    windows = {name: SeriesDocuments.load(paths["tokenizer"], name) for name in NAMES}
     make = _forecasts if recipe.data.task == "forecast" else _forest
-    answers, settings = make(recipe, panel, bounds, encoder)
+    answers, settings = make(recipe, panel, bounds, windows)
     for name, answer in answers.items():
         np.save(folder / f"{name}.npy", answer)
     write_json(folder / "report.json", settings)
 
 
 def _forecasts(
-    recipe: Recipe, panel: Panel, bounds: list[float], encoder: SeriesEncoder
+    recipe: Recipe, panel: Panel, bounds: list[float], windows: dict[str, SeriesDocuments]
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Say that all will be as it was, and smooth exponentially, with each season given."""
     from danlu.evaluate.forecast_baseline import exponential_smoothing, seasonal_naive
 
-    windows, _ = encoder.windows(panel, *periods(bounds)[TEST])
-    own = recipe.series
+    own, test = recipe.series, windows[TEST]
+    parts = _parts(panel, test, bounds[0])
+    size = (len(test), own.horizon, len(own.quantiles))
     answers: dict[str, Floats] = {}
     settings: dict[str, Any] = {}
     for season, ending in ((own.season, ""), (own.long_season, "-long")):
         if not season:
             continue
-        parts = _parts(panel, windows, encoder.target, bounds[0])
         shape = (own.horizon, season, own.quantiles)
-        size = (len(windows), own.horizon, len(own.quantiles))
         naive, smooth = np.empty(size), np.empty(size)
         for rows, series, end, origins in parts:
             naive[rows] = seasonal_naive(series, end, origins, *shape)
@@ -75,7 +72,7 @@ def _forecasts(
 
 
 def _parts(
-    panel: Panel, windows: SeriesDocuments, target: int, end: float
+    panel: Panel, windows: SeriesDocuments, end: float
 ) -> list[tuple[NDArray[np.int64], Floats, int, NDArray[np.int64]]]:
     """Return for each series its windows, its numbers, where training ends, and the origins."""
     found = []
@@ -84,24 +81,23 @@ def _parts(
         rows = np.flatnonzero(windows.series == number)
         if len(rows):
             trained = int(np.searchsorted(panel.time_L[low:high], end))
-            series = panel.values_LV[low:high, target]
+            series = panel.values_LV[low:high, windows.target]
             found.append((rows, series, trained, windows.origins(rows) - low))
     return found
 
 
 def _forest(
-    recipe: Recipe, panel: Panel, bounds: list[float], encoder: SeriesEncoder
+    recipe: Recipe, panel: Panel, bounds: list[float], windows: dict[str, SeriesDocuments]
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Score windows with an isolation forest; its threshold is chosen as ours is."""
     from danlu.evaluate.anomaly import choose_threshold, isolation_forest, spread
 
-    parts = {name: encoder.windows(panel, *when)[0] for name, when in periods(bounds).items()}
-    rows = {name: part.matrix(np.arange(len(part))) for name, part in parts.items()}
+    rows = {name: part.matrix(np.arange(len(part))) for name, part in windows.items()}
     found = isolation_forest(rows[TRAIN], [rows[VALIDATION], rows[TEST]], recipe.seed)
     validation, test = (
         spread(
             np.repeat(np.asarray(score)[:, None], recipe.series.context, axis=1),
-            parts[name].start, len(panel.time_L),
+            windows[name].start, len(panel.time_L),
         )
         for name, score in zip((VALIDATION, TEST), found, strict=True)
     )  # fmt: skip
@@ -119,13 +115,13 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path, where: torch.
     engine = Engine.load(paths["finetune"], paths["tokenizer"], where)
     windows = SeriesDocuments.load(paths["tokenizer"], TEST)
     panel, bounds = Panel.load(paths["data"]), read_json(paths["data"] / "report.json")["cuts"]
+    settings = read_json(paths["baseline"] / "report.json")
     others = {
         name: np.load(path)
-        for name in read_json(paths["baseline"] / "report.json")
+        for name in settings
         if (path := paths["baseline"] / f"{name}.npy").is_file()
     }
     measure = _measure_forecast if recipe.data.task == "forecast" else _measure_detect
-    settings = read_json(paths["baseline"] / "report.json")
     rows, curves, predictions = measure(recipe, engine, windows, panel, bounds, others, settings)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
     write_json(folder / "leaks.json", _leaks(recipe, paths["tokenizer"], windows))

@@ -131,15 +131,17 @@ def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
     ]
 
 
-def _of_texts(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+def _of_texts(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
+    rows = _records(recipe, paths)
     return baselines.fit(rows, values, recipe.data.kind, recipe.baseline, recipe.seed)
 
 
-def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+def _of_tables(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
+    rows = _records(recipe, paths)
     encoder = TableEncoder.fit(rows["train"], recipe.table.model_copy(update={"bins": 0}), True)
     matrices = {name: encoder.matrix(part) for name, part in rows.items()}
     answers = _linear(recipe, matrices, values)
@@ -151,19 +153,26 @@ def _of_tables(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
     return [*answers, best]
 
 
-def _of_images(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
+def _of_images(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
+    rows = _records(recipe, paths)
     shape = usual_shape(rows["train"])
     encoder = ImageEncoder(*shape, whole=True)
     features = {name: flatten(encoder.encode(part).images) for name, part in rows.items()}
     return _linear(recipe, features, values)
 
 
-def _of_sounds(recipe: Recipe, rows: Any, values: Any) -> list[Any]:
-    encoder = AudioEncoder.fit(rows["train"], recipe.audio)
-    found = {name: statistics(encoder, encoder.encode(part)) for name, part in rows.items()}
+def _of_sounds(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
+    tokens = paths["tokenizer"]
+    encoder = AudioEncoder.load(tokens)
+    found = {name: statistics(encoder, encoder.load_documents(tokens, name)) for name in NAMES}
     mean, std = found["train"].mean(0), found["train"].std(0)
     features = {name: (part - mean) / np.where(std > 0, std, 1) for name, part in found.items()}
     return _linear(recipe, features, values)
+
+
+def _records(recipe: Recipe, paths: dict[str, Path]) -> dict[str, list[Any]]:
+    kind = kinds.of_rows(recipe.data.modality)
+    return {name: kind.records(paths["data"], name) for name in NAMES}
 
 
 def _linear(recipe: Recipe, features: Any, values: Any) -> list[Any]:
@@ -178,17 +187,15 @@ _BASELINES = {
 }  # fmt: skip
 
 
-def baseline(recipe: Recipe, data: Path, folder: Path) -> None:
+def baseline(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     """Fit the classical models on the same split."""
     answers = []
     if recipe.data.modality == "series":
-        series_stages.baseline(recipe, data, folder)
+        series_stages.baseline(recipe, paths, folder)
         return
     if recipe.data.task != "pretrain":
-        kind = kinds.of(recipe.data.modality)
-        rows = {name: kind.records(data, name) for name in NAMES}
-        values = {name: truth(recipe, data, name) for name in NAMES}
-        answers = _BASELINES[recipe.data.modality](recipe, rows, values)
+        values = {name: truth(recipe, paths["data"], name) for name in NAMES}
+        answers = _BASELINES[recipe.data.modality](recipe, paths, values)
         if levels := recipe.finetune.quantiles:
             from danlu.evaluate.baseline import quantiles
 
@@ -213,7 +220,7 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     kind, name = recipe.data.kind, recipe.name
     table, actual = read_split(paths["data"], "test"), truth(recipe, paths["data"], "test")
     engine = Engine.load(paths["finetune"], paths["tokenizer"], device())
-    records = kinds.of(recipe.data.modality).records(paths["data"], "test")
+    records = kinds.of_rows(recipe.data.modality).records(paths["data"], "test")
     answer, crossed = engine.answers_and_crossings(records, recipe.evaluate.batch_size)
     levels = tuple(engine.quantiles)
     others = read_json(paths["baseline"] / "report.json")

@@ -148,7 +148,8 @@ def read_times(cells: Sequence[Any]) -> tuple[Floats, bool]:
         If no cell is a time, or some dates have an offset and others none.
     """
     numbers = read_numbers(cells)
-    moments = [_moment(cell) if math.isnan(n) else None for cell, n in zip(cells, numbers, strict=True)]  # noqa: E501  # fmt: skip
+    pairs = zip(cells, numbers, strict=True)
+    moments = [_moment(cell) if math.isnan(number) else None for cell, number in pairs]
     given = [moment for moment in moments if moment is not None]
     num_numbers = int(np.isfinite(numbers).sum())
     if not given and not num_numbers:

@@ -69,18 +69,6 @@ class Kind(Protocol):
     files: tuple[str, ...]
     """What of the encoder goes into the released model's folder."""
 
-    def named(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the columns that the recipe names, besides those of all kinds."""
-        ...
-
-    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
-        """Return what turns a row as read into one with a ``text`` that tells rows apart."""
-        ...
-
-    def records(self, data: Path, name: str) -> list[Any]:
-        """Return a split's rows as a released model is asked about them."""
-        ...
-
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit an encoder on the training split, encode every split, and report."""
         ...
@@ -93,8 +81,28 @@ class Kind(Protocol):
         """Return what the documents hold."""
         ...
 
+    def seen(self, recipe: Recipe, report: Row) -> str:
+        """Say in a line what the model will see, from what :meth:`encode` reported."""
+        ...
+
     def reader(self, folder: Path, config: Row) -> Reader:
         """Return what reads questions; `config` is the released model's."""
+        ...
+
+
+class RowKind(Kind, Protocol):
+    """A kind of data each row of which is a record by itself."""
+
+    def named(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns that the recipe names, besides those of all kinds."""
+        ...
+
+    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
+        """Return what turns a row as read into one with a ``text`` that tells rows apart."""
+        ...
+
+    def records(self, data: Path, name: str) -> list[Any]:
+        """Return a split's rows as a released model is asked about them."""
         ...
 
 
@@ -187,6 +195,15 @@ class Text:
             report["splits"][name] = text.coverage(texts, lengths, documents)
         return report
 
+    def seen(self, recipe: Recipe, report: Row) -> str:
+        """Say how many tokens there are, and how many texts are too long for them."""
+        train, longest = report["splits"][TRAIN], f"{recipe.tokenizer.max_length} tokens"
+        long = f"{train['truncated']:,} of {train['documents']:,} training texts are cut at"
+        if train["pieces"]:
+            long = f"long texts go on in {train['pieces']:,} further pieces of"
+        tokens = f"{report['vocab_size']:,} tokens of {train['bytes_per_token']:.2f} bytes"
+        return f"{tokens}; {long} {longest}"
+
     def documents(self, folder: Path, name: str) -> text.Documents:
         """Map the tokens of a split."""
         return text.Documents.load(folder, name)
@@ -276,6 +293,15 @@ class Table:
             }  # fmt: skip
         return report
 
+    def seen(self, recipe: Recipe, report: Row) -> str:  # noqa: ARG002 - the report says it all
+        """Say how many columns of each kind there are."""
+        of_kind = [column["kind"] for column in report["columns"]]
+        left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""
+        return (
+            f"{of_kind.count('number')} columns of numbers, {of_kind.count('category')} of "
+            f"categories; {report['splits'][TRAIN]['missing']:,} training cells are missing{left}"
+        )
+
     def documents(self, folder: Path, name: str) -> Documents:
         """Map the documents of a split."""
         return tables.TableEncoder.load(folder).load_documents(folder, name)
@@ -289,11 +315,17 @@ class Table:
         return TableReader(tables.TableEncoder.load(folder))
 
 
-_ALL: dict[str, Kind] = {
-    "text": Text(), "table": Table(), "image": Image(), "audio": Audio(), "series": Series(),
+_OF_ROWS: dict[str, RowKind] = {
+    "text": Text(), "table": Table(), "image": Image(), "audio": Audio(),
 }  # fmt: skip
+_ALL: dict[str, Kind] = {**_OF_ROWS, "series": Series()}
 
 
 def of(modality: str) -> Kind:
     """Return the kind of data that a recipe names."""
     return _ALL[modality]
+
+
+def of_rows(modality: str) -> RowKind:
+    """Return the kind of data that a recipe names, if its rows are records."""
+    return _OF_ROWS[modality]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,7 +98,7 @@ def content(record: Row, column: str | None, beside: Path | None) -> bytes | str
     return path.read_bytes() if path.is_file() else "no such file"
 
 
-class _Media:
+class _Media(ABC):
     """What images and sounds have in common."""
 
     def named(self, recipe: Recipe) -> tuple[str, ...]:
@@ -165,28 +166,34 @@ class _Media:
         """Return what the documents hold."""
         return self._load(folder).spec
 
-    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
-        raise NotImplementedError
+    @abstractmethod
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]: ...
 
-    def _fit(self, recipe: Recipe, records: list[bytes]) -> Encoder:
-        raise NotImplementedError
+    @abstractmethod
+    def _fit(self, recipe: Recipe, records: list[bytes]) -> Encoder: ...
 
-    def _load(self, folder: Path) -> Encoder:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, folder: Path) -> Encoder: ...
 
+    @abstractmethod
     def _describe(self, encoder: Any) -> Row:
         """Return what a report says of the encoder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sample(self, encoder: Any, record: bytes) -> Row:
         """Return what a report shows of a record."""
-        raise NotImplementedError
 
 
 class Image(_Media):
     """Images, as patches or as a whole."""
 
     files: tuple[str, ...] = (IMAGE_FILE,)
+
+    def seen(self, recipe: Recipe, report: Row) -> str:  # noqa: ARG002 - the report says it all
+        """Say what every image is brought to."""
+        colours = "grey" if report["channels"] == 1 else "RGB"
+        layout = "as a whole" if report["whole"] else f"in {report['positions']} patches"
+        return f"{report['height']} × {report['width']} pixels, {colours}, {layout}"
 
     def reader(self, folder: Path, config: Row) -> MediaReader:  # noqa: ARG002 - the encoder's file holds all
         """Read the encoder."""
@@ -233,6 +240,15 @@ class Audio(_Media):
     """Sounds, as log-mel frames."""
 
     files: tuple[str, ...] = (AUDIO_FILE,)
+
+    def seen(self, recipe: Recipe, report: Row) -> str:  # noqa: ARG002 - the report says it all
+        """Say how much there is to hear."""
+        train = report["splits"][TRAIN]
+        return (
+            f"{train['seconds']:,.0f} s of training clips in {train['positions']:,} positions of "
+            f"{report['stack'] * report['hop_ms']:g} ms; {train['cut']:,} cut at "
+            f"{report['max_seconds']:g} s"
+        )
 
     def reader(self, folder: Path, config: Row) -> MediaReader:  # noqa: ARG002 - the encoder's file holds all
         """Read the encoder."""

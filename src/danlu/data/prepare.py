@@ -6,12 +6,9 @@ where it came from. Personal data are redacted before any step can write them.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,18 @@ from numpy.typing import NDArray
 
 from danlu.artifact import write_json
 from danlu.data import describe, duplicates, kinds, split
+from danlu.data.assign import (
+    assign,
+    digest,
+    equal,
+    leaks_from_the_past,
+    pseudonym,
+    rule_of,
+)
 from danlu.data.encoding import REPLACEMENT
 from danlu.data.labels import canonical, split_cell
 from danlu.data.privacy import KINDS
-from danlu.data.sources import Columns, File, ingest
+from danlu.data.sources import Columns, File, landed
 from danlu.errors import DataError
 from danlu.recipe import Recipe
 
@@ -51,13 +56,13 @@ class _Funnel:
 
 def columns(recipe: Recipe) -> Columns:
     """Return the columns that the recipe reads."""
-    kind, _, column = _rule(recipe)
+    kind, _, column = rule_of(recipe)
     return Columns(
         text=recipe.data.text if recipe.data.modality == "text" else None,
         label=recipe.data.label,
         group=column if kind == "group" else None,
         time=column if kind == "time" else None,
-        others=kinds.of(recipe.data.modality).named(recipe),
+        others=kinds.of_rows(recipe.data.modality).named(recipe),
         protected=recipe.audit.protected,
     )
 
@@ -85,19 +90,13 @@ def prepare(
         If what remains cannot train what was asked.
     """
     funnel = _Funnel(say)
-    shards = folder / "shards"
-    shutil.rmtree(shards, ignore_errors=True)
-    shards.mkdir()
-    try:
-        records = ingest(files, columns(recipe), shards, _refiner(recipe))
+    with landed(files, columns(recipe), folder, _refiner(recipe)) as (records, shards):
         funnel.add("read", sum(record["rows"] for record in records))
         # Daft takes a path for a glob, and the folder's own name may hold brackets.
         pattern = re.sub(r"([][*?{}])", r"[\1]", str(shards))
-        landed = daft.read_parquet(f"{pattern}/*.parquet")
-        as_read = _profile(landed, by_label=recipe.data.task == "classify")
-        rows = _mark_unusable(landed, recipe).collect()
-    finally:
-        shutil.rmtree(shards)
+        frame = daft.read_parquet(f"{pattern}/*.parquet")
+        as_read = _profile(frame, by_label=recipe.data.task == "classify")
+        rows = _mark_unusable(frame, recipe).collect()
     usable = rows.where(is_null(col("reason")))
     funnel.add("readable", usable.count_rows())
     reasons = _by_text(usable, recipe)
@@ -119,9 +118,9 @@ def prepare(
         ids = np.asarray(texts.to_pydict()["id"], np.int64)
         cluster = duplicates.clusters(ids, pairs)[np.searchsorted(ids, table["id"].to_numpy())]
     else:
-        cluster = _equal(table)
-    assigned = _assign(recipe, table, cluster)
-    late = _leaks_from_the_past(recipe, assigned, cluster)
+        cluster = equal(table)
+    assigned = assign(recipe, table, cluster)
+    late = leaks_from_the_past(recipe, assigned, cluster)
     if late.any():
         reasons |= dict.fromkeys(table["id"].to_numpy()[late].tolist(), _SEEN)
         kept = _with_reasons(rows, reasons).collect()
@@ -197,40 +196,25 @@ def _survivors(kept: DataFrame) -> pa.Table:
 
 def _refiner(recipe: Recipe) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return what cleans, redacts and canonicalises a row before it reaches the disk."""
-    data, own = recipe.data, kinds.of(recipe.data.modality).refiner(recipe)
+    data, own = recipe.data, kinds.of_rows(recipe.data.modality).refiner(recipe)
 
     def refine(row: dict[str, Any]) -> dict[str, Any]:
         row |= dict.fromkeys(KINDS, 0)
         if text := (row.get("text") or "").strip():
-            row["as_read"] = _hash(text)
+            row["as_read"] = digest(text)
         own(row)
         label = row.get("label")
         row["label"] = data.rename.get(label or "", label)
         if "as_read" not in row and (text := row.get("text")):
-            row["as_read"] = _hash(text)
+            row["as_read"] = digest(text)
         if (label := row.get("label")) is not None:
             row["label"] = canonical(label, data.kind, data.label_separator)
         if (group := row.get("group")) is not None:
             # Only whether two groups are the same matters, and a group is often a person.
-            row["group"] = _pseudonym(group)
+            row["group"] = pseudonym(group)
         return row
 
     return refine
-
-
-def _rule(recipe: Recipe) -> tuple[str, str, str]:
-    """Return the kind of split, and its column if there is one."""
-    return (recipe.data.split.by or "random").partition(":")
-
-
-def _pseudonym(group: str) -> str:
-    return f"{_hash(group) & 0xFFFFFFFFFFFFFFFF:016x}"
-
-
-def _hash(text: str) -> int:
-    """Return 64 bits that tell texts apart."""
-    bits = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(bits, "big", signed=True)
 
 
 def _profile(landed: DataFrame, by_label: bool) -> list[dict[str, Any]]:
@@ -269,7 +253,7 @@ def _mark_unusable(rows: DataFrame, recipe: Recipe) -> DataFrame:
         value = try_cast(col("label"), DataType.float64())
         bad = is_null(value) | value.is_nan() | value.is_inf()
         rules.append((bad, lit("label is not a number")))
-    kind = _rule(recipe)[0]
+    kind = rule_of(recipe)[0]
     if kind in ("group", "time"):
         rules.append((is_null(col(kind)), lit(f"no {kind}")))
     expression = lit(None).cast(DataType.string())
@@ -305,86 +289,6 @@ def _with_reasons(rows: DataFrame, reasons: dict[int, str]) -> DataFrame:
     joined = rows.join(found, on="id", how="left")
     reason = when(is_null(col("reason")), col("later")).otherwise(col("reason"))
     return joined.with_column("reason", reason).exclude("later")
-
-
-def _assign(recipe: Recipe, table: pa.Table, cluster: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Assign every row to a split."""
-    rule = recipe.data.split
-    kind = _rule(recipe)[0]
-    if kind == "time":
-        return split.by_time(_instants(table), rule.test, rule.validation)
-    alone = cluster
-    if kind == "random" and recipe.data.modality == "text":
-        cluster = np.arange(table.num_rows)
-    elif kind == "group":  # a group's rows, and near-duplicates across groups, stay together
-        group = np.unique(table["group"].to_numpy().astype(str), return_inverse=True)[1]
-        offset = int(cluster.max()) + 1
-        joined = duplicates.join_groups(offset + int(group.max()) + 1, cluster, offset + group)
-        cluster = joined[cluster]
-    if recipe.data.task == "classify":
-        label = table["label"].to_numpy().astype(str)
-    else:
-        label = np.full(table.num_rows, "")
-    if rule.hold_out:
-        assigned = np.full(table.num_rows, split.TEST, dtype="<U10")
-        names = [_pseudonym(name) for name in rule.hold_out]
-        rest = ~np.isin(table["group"].to_numpy().astype(str), names)
-        assigned[rest] = split.by_cluster(
-            alone[rest], label[rest], 0.0, rule.validation, recipe.seed
-        )
-        return assigned
-    return split.by_cluster(cluster, label, rule.test, rule.validation, recipe.seed)
-
-
-def _equal(table: pa.Table) -> NDArray[np.int64]:
-    """Return a number for each row that equal rows share.
-
-    Where most rows have an equal, as in a table of a few categories, being equal says nothing
-    of where a row came from, and each has a number of its own.
-    """
-    same = table["text"].combine_chunks().dictionary_encode()
-    if 2 * len(same.dictionary) < table.num_rows:
-        return np.arange(table.num_rows)
-    return np.asarray(same.indices, np.int64)
-
-
-def _instants(table: pa.Table) -> NDArray[np.float64]:
-    """Return the time column as numbers: as they are, or seconds of ISO 8601 dates.
-
-    Raises
-    ------
-    DataError
-        If it holds anything else: sorted as text, 120 would come before 7.
-    """
-    cells = table["time"].to_pylist()
-    for parse in (float, _seconds):
-        try:
-            return np.asarray([parse(cell) for cell in cells], np.float64)
-        except ValueError:
-            continue
-    raise DataError(
-        "the time column holds neither numbers alone nor ISO dates alone",
-        where="data.split.by",
-        mend="write times as 2026-11-22 or 2026-11-22T08:30:00",
-    )
-
-
-def _seconds(text: str) -> float:
-    instant = datetime.fromisoformat(text)
-    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
-
-
-def _leaks_from_the_past(
-    recipe: Recipe, assigned: NDArray[np.str_], cluster: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Find later rows that resemble an earlier split's; only a split by time has them."""
-    late = np.zeros(len(assigned), bool)
-    if _rule(recipe)[0] == "time":
-        seen = cluster[assigned == split.TRAIN]
-        late |= (assigned != split.TRAIN) & np.isin(cluster, seen)
-        seen = cluster[(assigned == split.VALIDATION) & ~late]
-        late |= (assigned == split.TEST) & np.isin(cluster, seen)
-    return late
 
 
 def _labels(recipe: Recipe, table: pa.Table) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from danlu.data.clock import show
 from danlu.data.modality import Spec
 from danlu.data.series import Panel
 from danlu.data.series_encoder import FILE, SeriesEncoder
-from danlu.data.series_prepare import named
 from danlu.data.split import NAMES, TRAIN
 from danlu.data.windows import SeriesDocuments
 from danlu.errors import DataError, InputError
@@ -74,18 +73,6 @@ class Series:
 
     files: tuple[str, ...] = (FILE,)
 
-    def named(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the columns that are to be read."""
-        return named(recipe)
-
-    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
-        """Series have a data stage of their own, :mod:`danlu.data.series_prepare`."""
-        raise NotImplementedError
-
-    def records(self, data: Path, name: str) -> list[Any]:
-        """Windows overlap: there is no row that a window is."""
-        raise NotImplementedError
-
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit scales on the training period, and enumerate the windows of every split."""
         panel, bounds = Panel.load(data), read_json(data / "report.json")["cuts"]
@@ -126,6 +113,15 @@ class Series:
                     for row in np.unique(np.linspace(0, len(documents) - 1, _SHOWN).astype(int))
                 ]
         return report
+
+    def seen(self, recipe: Recipe, report: Row) -> str:
+        """Say how many windows there are, and what they lack."""
+        train = report["splits"][TRAIN]
+        return (
+            f"{train['windows']:,} training windows of {recipe.series.context} steps and "
+            f"{recipe.series.horizon} ahead; {train['empty']:,} left out, "
+            f"{train['untold']:,} of what is to be foretold is missing"
+        )
 
     def documents(self, folder: Path, name: str) -> SeriesDocuments:
         """Map the windows of a split."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from danlu.data import describe, split
 from danlu.data.clock import read_times, show
 from danlu.data.privacy import KINDS
 from danlu.data.series import ROW, Panel, cuts, read
-from danlu.data.sources import Columns, File, ingest
+from danlu.data.sources import Columns, File, landed
 from danlu.data.table import tidy
 from danlu.errors import DataError
 from danlu.recipe import Recipe
@@ -62,15 +61,9 @@ def prepare(
     DataError
         If there is nothing to read, or a period is empty.
     """
-    shards = folder / "shards"
-    shutil.rmtree(shards, ignore_errors=True)
-    shards.mkdir()
-    try:
-        columns = Columns(None, recipe.data.label, others=named(recipe))
-        records = ingest(files, columns, shards, _refiner(recipe))
+    columns = Columns(None, recipe.data.label, others=named(recipe))
+    with landed(files, columns, folder, _refiner(recipe)) as (records, shards):
         rows = pa.concat_tables(pq.read_table(shard) for shard in sorted(shards.iterdir()))
-    finally:
-        shutil.rmtree(shards)
     readable = np.flatnonzero([reason is None for reason in rows["reason"].to_pylist()])
     panel, counts = read(_columns(recipe, rows.take(readable)), recipe.series, recipe.data.label)
     settings = recipe.data.split

@@ -10,7 +10,9 @@ import glob
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -245,6 +247,26 @@ def _format_of(path: Path) -> str:
 
 def _known() -> str:
     return "known: " + " ".join(ending for endings in places.FORMATS.values() for ending in endings)
+
+
+@contextmanager
+def landed(
+    files: list[File],
+    columns: Columns,
+    folder: Path,
+    refine: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Iterator[tuple[list[dict[str, Any]], Path]]:
+    """Hold the rows of all files as shards in a folder of their own, and remove it in the end.
+
+    Yields the records of the files and the shards' folder; see :func:`ingest`.
+    """
+    shards = folder / "shards"
+    shutil.rmtree(shards, ignore_errors=True)
+    shards.mkdir()
+    try:
+        yield ingest(files, columns, shards, refine), shards
+    finally:
+        shutil.rmtree(shards)
 
 
 def ingest(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from danlu.data.load import in_order
 from danlu.data.windows import SeriesDocuments
+from danlu.evaluate import predict
 from danlu.evaluate.anomaly import spread
-from danlu.evaluate.predict import outputs
 from danlu.model.heads import Model
 from danlu.model.outlook import measurements
 
@@ -26,11 +26,10 @@ def quantiles(
     Returns
     -------
     NDArray of float64, shape (n, horizon, Q)
-        In the user's units; ascending, for quantiles that cross are put in order
-        (Chernozhukov et al., 2010).
+        In the user's units and in rising order, see :func:`danlu.evaluate.predict.quantiles`.
     """
-    raw = outputs(model, in_order(documents, batch_size), len(documents), device)
-    return np.sort(documents.restore(np.arange(len(documents)), raw), axis=-1)
+    raw = predict.outputs(model, in_order(documents, batch_size), len(documents), device)
+    return predict.quantiles(documents.restore(np.arange(len(documents)), raw))[0]
 
 
 @torch.inference_mode()

@@ -65,20 +65,20 @@ def probabilities(raw: NDArray[np.float64], task: str) -> NDArray[np.float64]:
 
 
 def quantiles(raw: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Put the quantiles of each row in rising order.
+    """Put quantiles in rising order.
 
     Parameters
     ----------
-    raw : NDArray of float64, shape (n, Q)
+    raw : NDArray of float64, shape (..., Q)
         As the head gives them, the lowest level first: nothing keeps them from crossing.
 
     Returns
     -------
-    rising : NDArray of float64, shape (n, Q)
+    rising : NDArray of float64, shape (..., Q)
         Sorted, which never makes the pinball loss larger (Chernozhukov et al., "Quantile and
         Probability Curves Without Crossing", 2010).
-    crossed : NDArray of bool, shape (n,)
-        Which rows were not in order.
+    crossed : NDArray of bool, shape (...,)
+        Which were not in order.
     """
-    crossed: NDArray[np.bool_] = np.any(np.diff(raw, axis=1) < 0, axis=1)
-    return np.sort(raw, axis=1), crossed
+    crossed: NDArray[np.bool_] = np.any(np.diff(raw, axis=-1) < 0, axis=-1)
+    return np.sort(raw, axis=-1), crossed

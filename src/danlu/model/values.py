@@ -5,16 +5,18 @@ Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class Intake(nn.Module):
+class Intake(nn.Module, ABC):
     """What takes the values of positions in: from K numbers to a vector each."""
 
+    @abstractmethod
     def multiply_adds(self, num_values: int) -> int:
         """Return those of taking so many values in, see :func:`danlu.model.flops.useful`."""
-        raise NotImplementedError
 
 
 class Values(Intake):
