@@ -5,20 +5,27 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from danlu.recipe import fill, validate
 from danlu.recipe.events import Events
 
 
 def test_it_is_honest_unless_asked_otherwise():
     section = Events()
-    assert section.split == "time"
     assert section.exclude_seen is True
     assert section.negatives == 0
+    data = {"modality": "events", "task": "rank", "sources": [{"path": "a.csv"}]}
+    recipe, derived = fill(
+        validate({"name": "x", "data": data, "pretrain": {"objective": "none"}}, "it")
+    )
+    assert recipe.data.split.by == "time:time"
+    assert "data.split.by" in derived
+    assert recipe.model.causal is True
+    assert recipe.finetune.choose_by == "ndcg"
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"split": "random"},
         {"min_user": 1},
         {"min_item": 0},
         {"max_length": 1},

@@ -181,7 +181,9 @@ def run(
     typer.secho(result.headline, bold=True)
     typer.echo(f"report:  {result.folder / 'report.html'}")
     if filled.data.task != "pretrain":
-        asked = "--file history.csv" if filled.data.modality == "series" else '"…"'
+        asked = {"series": "--file history.csv", "events": """'["item", …]'"""}.get(
+            filled.data.modality, '"…"'
+        )
         typer.echo(f"predict: danlu predict {result.folder} {asked}")
         typer.echo(f"serve:   danlu serve {result.folder}")
 
@@ -250,7 +252,7 @@ def predict(
             "--file",
             "-f",
             help="JSONL, CSV, TSV or Parquet: the same comes out, with columns added; of a "
-            "history its forecast.",
+            "history its forecast, or what to recommend to each user.",
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="The file's text column.")] = "text",
@@ -288,8 +290,19 @@ def predict(
         _print_json(answers)
         return
     for answer in answers:
-        for line in _lines_of_series(answer) if "times" in answer else [_answer_line(answer)]:
+        for line in _lines(answer):
             typer.echo(line)
+
+
+def _lines(answer: dict[str, Any]) -> list[str]:
+    """Return what is printed of an answer."""
+    if "times" in answer:
+        return _lines_of_series(answer)
+    if "items" in answer:
+        strange = f"({answer['unknown']:,} of the items are unknown)"
+        found = [f"{one['item']}\t{one['probability']:.4f}" for one in answer["items"]]
+        return [*([strange] if answer["unknown"] else []), *found]
+    return [_answer_line(answer)]
 
 
 def _record(engine: Any, question: str) -> Any:
@@ -310,7 +323,11 @@ def _record(engine: Any, question: str) -> Any:
         return engine.reader.parse(json.loads(question))
     except ValueError:
         raise InputError(
-            "this is not JSON", where=question[:60], mend='give a row as {"column": value, …}'
+            "this is not JSON",
+            where=question[:60],
+            mend='give a history as ["item", …]'
+            if engine.modality == "events"
+            else 'give a row as {"column": value, …}',
         ) from None
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from danlu import series_fitting
+from danlu import events_fitting, series_fitting
 from danlu.artifact import read_json, write_json
 from danlu.data import kinds, text
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
@@ -80,11 +80,16 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     return Lesson(model, objective, loader, judge, settings.objective, [])
 
 
+_OWN: dict[str, Callable[[Recipe, dict[str, Path]], Lesson]] = {
+    "series": series_fitting.finetune, "events": events_fitting.finetune,
+}  # fmt: skip
+
+
 def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     """Learn from the labels, from the pre-trained weights if there are any."""
     settings, kind = recipe.finetune, recipe.data.kind
-    if recipe.data.modality == "series":
-        return series_fitting.finetune(recipe, paths)
+    if own := _OWN.get(recipe.data.modality):
+        return own(recipe, paths)
     assert kind != "pretrain"
     data, tokens = paths["data"], paths["tokenizer"]
     classes = read_json(data / "report.json")["classes"]
@@ -201,8 +206,9 @@ def fit(
         write({"stage": stage, **row})
         if row["event"] == "validation":
             best = " [green]best[/]" if row["best"] else ""
-            accuracy = f", accuracy {row['accuracy']:.4f}" if "accuracy" in row else ""
-            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{accuracy}{best}")
+            others = [name for name in row if name == "accuracy" or name.startswith("ndcg@")]
+            told = "".join(f", {name} {row[name]:.4f}" for name in others)
+            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{told}{best}")
 
     with screen.progress(num_steps(settings, loader), "steps") as bar:
         train(

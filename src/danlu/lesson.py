@@ -41,7 +41,8 @@ class Lesson:
         With fresh or pre-trained weights.
     objective : Objective
     loader : DocumentLoader or PackedLoader
-    judge : Judge
+    judge : callable
+        Such as a `Judge`: given the model and its device, figures of the validation split.
     kind : str
         The head's objective.
     classes : list of str
@@ -54,7 +55,7 @@ class Lesson:
     model: heads.Model
     objective: objectives.Objective
     loader: DocumentLoader | PackedLoader
-    judge: Judge
+    judge: Callable[[heads.Model, torch.device], dict[str, float]]
     kind: str
     classes: list[str]
     scale: dict[str, float] | None = None

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from danlu.data.sources import File
 
 _WIRING = (
-    "pipeline.py", "stages.py", "series_stages.py", "fitting.py", "series_fitting.py", "lesson.py",
-    "batch.py",
+    "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "fitting.py",
+    "series_fitting.py", "events_fitting.py", "lesson.py", "batch.py",
 )  # fmt: skip
 
 
@@ -184,10 +184,15 @@ class _Run:
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
         if self.recipe.data.modality == "series":  # they say how a table becomes series
             section["series"] = self.recipe.series.model_dump(mode="json")
+        if self.recipe.data.modality == "events":  # likewise histories
+            own = {"user", "item", "time", "min_user"}
+            section["events"] = self.recipe.events.model_dump(include=own)
 
         def make(folder: Path) -> None:
             if self.recipe.data.modality == "series":
                 from danlu.data.series_prepare import prepare
+            elif self.recipe.data.modality == "events":
+                from danlu.data.events_prepare import prepare
             else:
                 from danlu.data.prepare import prepare
 
@@ -262,7 +267,11 @@ class _Run:
         inputs = self._keys("data")
         if self.recipe.data.modality == "table":
             section["table"] = self.recipe.table.model_dump(mode="json")
-        elif self.recipe.data.modality in ("audio", "series"):  # what was encoded serves both
+        elif self.recipe.data.modality in (
+            "audio",
+            "series",
+            "events",
+        ):  # what was encoded serves both
             inputs |= self._keys("tokenizer")
 
         def make(folder: Path) -> None:

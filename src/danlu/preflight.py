@@ -109,7 +109,14 @@ def _files(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str,
     return {"settings": {k: v for k, v in report.items() if k not in ("samples", "splits")}}
 
 
-_SEEN = {"text": _texts, "table": _rows}
+def _histories(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:
+    """Return the catalogue's size, and a few histories as the model will see them."""
+    report = read_json(paths["tokenizer"] / "report.json")
+    pieces = [sample["pieces"][:_TOKENS] for sample in report["samples"]]
+    return _files(recipe, paths, train) | {"histories": pieces}
+
+
+_SEEN = {"text": _texts, "table": _rows, "events": _histories}
 
 
 def _targets(recipe: Recipe, batch: Batch, spec: Spec) -> Batch:
@@ -181,13 +188,15 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _show_files(found: dict[str, Any], console: Console) -> None:
-    """Print what images or sounds are brought to, and what each split came to."""
+    """Print what images, sounds or histories are brought to, and what each split came to."""
     for name, value in found["settings"].items():
         console.print(Text(f"{name}: {value}"))
     table = Table("split", *found["tokens"]["train"])
     for name, part in found["tokens"].items():
-        table.add_row(name, *(f"{value:,.4g}" for value in part.values()))
+        table.add_row(name, *(f"{value:,.7g}" for value in part.values()))
     console.print(table)
+    for pieces in found.get("histories", []):
+        console.print(Text("│".join(pieces)))
 
 
 def _show_rows(found: dict[str, Any], console: Console) -> None:

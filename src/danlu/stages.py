@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from danlu import series_stages
+from danlu import events_stages, series_stages
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
@@ -31,6 +31,8 @@ from danlu.model.backbone import BackboneConfig
 from danlu.model.classic import ClassicConfig
 from danlu.recipe import Recipe
 
+_OWN: dict[str, Any] = {"series": series_stages, "events": events_stages}
+"""The stages of kinds whose rows are not records."""
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VALIDATION_BATCH = 128
 
@@ -190,8 +192,8 @@ _BASELINES = {
 def baseline(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     """Fit the classical models on the same split."""
     answers = []
-    if recipe.data.modality == "series":
-        series_stages.baseline(recipe, paths, folder)
+    if own := _OWN.get(recipe.data.modality):
+        own.baseline(recipe, paths, folder)
         return
     if recipe.data.task != "pretrain":
         values = {name: truth(recipe, paths["data"], name) for name in NAMES}
@@ -210,8 +212,8 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     if recipe.data.task == "pretrain":
         _evaluate_tokens(recipe, paths, folder)
         return
-    if recipe.data.modality == "series":
-        series_stages.evaluate(recipe, paths, folder, device())
+    if own := _OWN.get(recipe.data.modality):
+        own.evaluate(recipe, paths, folder, device())
         return
     from danlu.evaluate import examine, score
     from danlu.evaluate.intervals import Bootstrap

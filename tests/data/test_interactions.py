@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.data.interactions import (
+    REASONS,
     Cases,
     gather,
-    moment,
+    load,
+    save,
     split_last,
     split_time,
     training_histories,
@@ -47,7 +49,7 @@ def _random(n=400, users=20, items=30, seed=0):
 @given(ROWS)
 @settings(max_examples=60, deadline=None)
 def test_a_table_becomes_histories_in_the_order_of_time(rows):
-    events, counts = gather(*zip(*rows, strict=True))
+    events, counts, _ = gather(*zip(*rows, strict=True))
     expected = _by_hand(rows)
     assert events.users.tolist() == sorted(expected)
     for number, user in enumerate(events.users):
@@ -56,63 +58,67 @@ def test_a_table_becomes_histories_in_the_order_of_time(rows):
         assert events.row_N[own].tolist() == [row[1] for row in expected[user]]
         assert events.time_N[own].tolist() == [row[0] for row in expected[user]]
     assert counts["rows"] == len(rows)
-    assert counts["copies"] == len(rows) - len(set(rows))
+    assert counts[REASONS[3]] == len(rows) - len(set(rows))
     assert counts["kept"] == len(events) == len(set(rows))
     assert counts["repeats"] == len(set(rows)) - len({row[:2] for row in rows})
     tied = sum(a[0] == b[0] for own in expected.values() for a, b in pairwise(own))
     assert counts["tied"] == tied
 
 
-def test_rows_without_a_user_item_time_or_weight_are_counted_by_the_first_reason():
-    events, counts = gather(
-        ["a", None, "b", "c", " ", "d"],
-        ["x", "y", "", "z", None, "w"],
-        [1, 2, 3, "soon", 5, 6],
-        [1.0, 1.0, 1.0, 1.0, 1.0, math.nan],
+def test_rows_without_a_user_item_or_time_are_counted_by_the_first_reason():
+    events, counts, reasons = gather(
+        ["a", None, "b", "c", " ", "d", "a"],
+        ["x", "y", "", "z", None, math.nan, "x "],
+        [1, 2, 3, "soon", 5, None, 1.0],
     )
-    assert counts["no_user"] == 2
-    assert [counts[f"no_{name}"] for name in ("item", "time", "weight")] == [1, 1, 1]
+    assert [counts[reason] for reason in REASONS] == [2, 2, 1, 1]
+    assert reasons.tolist() == [
+        None, REASONS[0], REASONS[1], REASONS[2], REASONS[0], REASONS[1], REASONS[3],
+    ]  # fmt: skip
     assert counts["kept"] == len(events) == 1
     assert events.users.tolist() == ["a"]
 
 
-def test_names_are_taken_as_they_print_and_weights_are_kept():
-    events, _ = gather([7, 7], [3, 2], [2, 1], [4.0, 5.0])
+def test_names_are_taken_as_they_print():
+    events, *_ = gather([7, 7], [3, 2], [2, 1])
     assert events.users.tolist() == ["7"]
     assert events.names(0, 2) == ["2", "3"]
-    assert events.weight_N.tolist() == [5.0, 4.0]
 
 
-@pytest.mark.parametrize(
-    ("cell", "seconds"),
-    [
-        (12, 12.0),
-        ("12.5", 12.5),
-        ("1970-01-02", 86_400.0),
-        ("1970-01-01T08:00:00+08:00", 0.0),
-        (datetime(1970, 1, 1, 1, tzinfo=UTC), 3600.0),
-    ],
-)
-def test_times_are_numbers_or_dates(cell, seconds):
-    assert moment(cell) == seconds
-
-
-@pytest.mark.parametrize("cell", [None, "", "soon", math.inf, math.nan])
-def test_what_is_no_time_is_none(cell):
-    assert math.isnan(moment(cell))
+def test_times_are_numbers_or_dates():
+    day = datetime(1970, 1, 2, tzinfo=UTC)
+    events, *_ = gather("aaa", "xyz", ["12.5", 12, 13])
+    assert (events.time_N.tolist(), events.dates) == ([12.0, 12.5, 13.0], False)
+    events, *_ = gather("aaa", "xyz", ["1970-01-01T09:00:00+08:00", day, day.isoformat()])
+    assert (events.time_N.tolist(), events.dates) == ([3600.0, 86_400.0, 86_400.0], True)
+    with pytest.raises(DataError, match="have an offset") as error:
+        gather("aa", "xy", ["1970-01-01", day])
+    assert error.value.where == "events.time"
 
 
 def test_a_table_with_nothing_in_it_is_refused():
-    with pytest.raises(DataError, match="no row has a user"):
+    with pytest.raises(DataError, match="no cell is a time"):
         gather(["a"], ["x"], ["soon"])
-    with pytest.raises(DataError, match="no row has a user"):
+    with pytest.raises(DataError, match=r"none of 2 rows has a user.*1 with no user, 1 with no i"):
+        gather(["a", ""], [None, "x"], [1, 2])
+    with pytest.raises(DataError, match="none of 0 rows"):
         gather([], [], [])
     with pytest.raises(DataError, match="2 users but 1 cells of time"):
         gather(["a", "b"], ["x", "y"], [1])
 
 
+def test_they_are_the_same_from_disk(tmp_path):
+    events, *_ = gather(*_random())
+    left, part, _ = split_time(events)
+    save(tmp_path, left, part)
+    again, of = load(tmp_path)
+    assert of.tolist() == part.tolist()
+    for name in ("users", "items", "user_N", "item_N", "time_N", "row_N", "dates"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(left, name))
+
+
 def test_leave_one_out_takes_the_last_two_of_every_user():
-    events, _ = gather(*_random())
+    events, *_ = gather(*_random())
     left, part, counts = split_last(events, min_user=3)
     for user in np.unique(left.user_N):
         own = part[left.user_N == user].tolist()
@@ -123,7 +129,7 @@ def test_leave_one_out_takes_the_last_two_of_every_user():
 def test_leave_one_out_counts_what_it_leaks():
     """User b goes on when a has long stopped; the model sees all of b but the last two."""
     user = ["a"] * 3 + ["b"] * 5
-    events, _ = gather(user, list("pqrpqrst"), [1, 2, 3, 1, 4, 5, 6, 6])
+    events, *_ = gather(user, list("pqrpqrst"), [1, 2, 3, 1, 4, 5, 6, 6])
     _, part, counts = split_last(events, min_user=3)
     assert part.tolist() == ["train", "validation", "test"] + ["train"] * 3 + ["validation", "test"]
     assert counts["later_train"] == 2, "b's at 4 and 5 are later than a's test at 3"
@@ -132,7 +138,7 @@ def test_leave_one_out_counts_what_it_leaks():
 
 def test_users_with_few_interactions_are_set_aside():
     user = ["a"] * 3 + ["b"] * 4
-    events, _ = gather(user, list("pqrpqrs"), range(7))
+    events, *_ = gather(user, list("pqrpqrs"), range(7))
     left, _, counts = split_last(events, min_user=4)
     assert left.users[np.unique(left.user_N)].tolist() == ["b"]
     assert (counts["few_users"], counts["few_events"]) == (1, 3)
@@ -145,7 +151,7 @@ def test_users_with_few_interactions_are_set_aside():
 @given(st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_a_time_split_trains_on_nothing_after_the_moment(seed):
-    events, _ = gather(*_random(seed=seed))
+    events, *_ = gather(*_random(seed=seed))
     left, part, counts = split_time(events, min_user=2)
     latest = {name: left.time_N[part == name].max() for name in ("train", "validation")}
     earliest = {name: left.time_N[part == name].min() for name in ("validation", "test")}
@@ -156,7 +162,7 @@ def test_a_time_split_trains_on_nothing_after_the_moment(seed):
 
 def test_a_time_split_counts_new_users_and_keeps_their_tests():
     user = ["a"] * 6 + ["b"] * 2 + ["c"]
-    events, _ = gather(user, list("pqrstupqp"), [1, 2, 3, 4, 5, 9, 8, 9, 6])
+    events, *_ = gather(user, list("pqrstupqp"), [1, 2, 3, 4, 5, 9, 8, 9, 6])
     left, part, counts = split_time(events, min_user=2, test=0.34, validation=0.2)
     assert sorted(left.time_N[part == "test"].tolist()) == [8, 9, 9]
     assert (counts["test_users"], counts["new_users"]) == (2, 1)
@@ -165,7 +171,7 @@ def test_a_time_split_counts_new_users_and_keeps_their_tests():
 
 def test_a_time_split_sets_few_interactions_aside_in_training_only():
     user = ["a"] * 5 + ["b"] + ["b", "a", "b"]
-    events, _ = gather(user, list("pqrstpqrs"), [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    events, *_ = gather(user, list("pqrstpqrs"), [1, 2, 3, 4, 5, 6, 7, 8, 9])
     left, part, counts = split_time(events, min_user=2, test=0.2, validation=0.15)
     assert (counts["few_users"], counts["few_events"]) == (1, 1)
     assert left.names(0, len(left)) == list("pqrstrqs")
@@ -173,7 +179,7 @@ def test_a_time_split_sets_few_interactions_aside_in_training_only():
 
 
 def test_a_split_that_is_empty_is_refused():
-    events, _ = gather(["a"] * 4, list("pqrs"), [1, 1, 1, 1])
+    events, *_ = gather(["a"] * 4, list("pqrs"), [1, 1, 1, 1])
     with pytest.raises(DataError, match="split would be empty"):
         split_time(events)
 
@@ -181,7 +187,7 @@ def test_a_split_that_is_empty_is_refused():
 @given(st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_a_case_tells_all_that_was_before_and_nothing_of_its_own_instant(seed):
-    events, _ = gather(*_random(n=200, seed=seed))
+    events, *_ = gather(*_random(n=200, seed=seed))
     left, part, _ = split_time(events, min_user=2)
     cases = Cases.of(left, part, "test")
     seen = 0
@@ -198,7 +204,7 @@ def test_a_case_tells_all_that_was_before_and_nothing_of_its_own_instant(seed):
 
 
 def test_all_at_once_asks_each_user_one_question():
-    events, _ = gather(*_random())
+    events, *_ = gather(*_random())
     left, part, _ = split_time(events, min_user=2)
     cases = Cases.of(left, part, "test", "all")
     assert cases.user_C.tolist() == np.unique(left.user_N[part == "test"]).tolist()
@@ -212,7 +218,7 @@ def test_all_at_once_asks_each_user_one_question():
 
 
 def test_the_last_interaction_is_asked_for_given_all_before_it():
-    events, _ = gather(*_random())
+    events, *_ = gather(*_random())
     left, part, _ = split_last(events, min_user=3)
     cases = Cases.of(left, part, "test")
     for user, history, truth in zip(
@@ -223,7 +229,7 @@ def test_the_last_interaction_is_asked_for_given_all_before_it():
 
 
 def test_a_split_without_interactions_asks_nothing():
-    events, _ = gather(["a"] * 3, list("pqr"), [1, 2, 3])
+    events, *_ = gather(["a"] * 3, list("pqr"), [1, 2, 3])
     cases = Cases.of(events, np.array(["train"] * 3), "test")
     assert len(cases) == 0
     assert cases.histories(events) == []

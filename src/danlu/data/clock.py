@@ -127,13 +127,15 @@ def _months(time: Floats) -> tuple[Floats, Floats]:
     return begin.astype(np.float64), time - seconds
 
 
-def read_times(cells: Sequence[Any]) -> tuple[Floats, bool]:
+def read_times(cells: Sequence[Any], where: str = "series.time") -> tuple[Floats, bool]:
     """Read a column of times.
 
     Parameters
     ----------
     cells : sequence
         Numbers, or dates in ISO 8601; dates without an offset are taken for UTC.
+    where : str
+        The recipe's key that names the column, for errors.
 
     Returns
     -------
@@ -153,13 +155,13 @@ def read_times(cells: Sequence[Any]) -> tuple[Floats, bool]:
     given = [moment for moment in moments if moment is not None]
     num_numbers = int(np.isfinite(numbers).sum())
     if not given and not num_numbers:
-        raise DataError("no cell is a time", where="series.time", mend="ISO 8601 dates or numbers")
+        raise DataError("no cell is a time", where=where, mend="ISO 8601 dates or numbers")
     if num_numbers > len(given):
         return numbers, False
     if len({moment.tzinfo is None for moment in given}) > 1:
         raise DataError(
             "some times have an offset from UTC and others have none",
-            where="series.time",
+            where=where,
             mend="write all of them with an offset, or none",
         )
     seconds = [math.nan if m is None else _seconds(m) for m in moments]

@@ -6,19 +6,24 @@ that a history, and what came after it, are slices of that row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from danlu.data.clock import read_times
 from danlu.data.split import NAMES, TEST, TRAIN, VALIDATION, by_time, check
 from danlu.errors import DataError
 
 Ints = NDArray[np.int64]
+
+REASONS = ("no user", "no item", "no readable time", "a copy of a row before")
+"""Why a row is set aside; the first of several counts. Copies are alike in user, item and time."""
+_ARRAYS = ("users", "items", "user_N", "item_N", "time_N", "row_N", "dates")
+_FILE = "events.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,10 @@ class Interactions:
         Whose each interaction is, and with what: places in `users` and `items`.
     time_N : NDArray of float64, shape (n,)
         In the table's unit; in seconds since 1970, UTC, where the table has dates.
-    weight_N : NDArray of float32, shape (n,)
-        Such as a rating; 1 where the table has none.
     row_N : NDArray of int64, shape (n,)
-        The row of the table, where a context of it is found.
+        The row of the table.
+    dates : bool
+        Whether the times are dates.
     """
 
     users: NDArray[np.str_]
@@ -44,15 +49,15 @@ class Interactions:
     user_N: Ints
     item_N: Ints
     time_N: NDArray[np.float64]
-    weight_N: NDArray[np.float32]
     row_N: Ints
+    dates: bool
 
     def __len__(self) -> int:
         return len(self.user_N)
 
     def where(self, kept_N: NDArray[np.bool_]) -> Interactions:
         """Return those interactions; users and items keep their places."""
-        columns = ("user_N", "item_N", "time_N", "weight_N", "row_N")
+        columns = ("user_N", "item_N", "time_N", "row_N")
         return replace(self, **{name: getattr(self, name)[kept_N] for name in columns})
 
     def names(self, begin: int, end: int) -> list[str]:
@@ -61,36 +66,9 @@ class Interactions:
         return found
 
 
-def moment(cell: Any) -> float:
-    """Return a time as a number; NaN where there is none.
-
-    A number is taken as it is. A date in ISO 8601 becomes seconds since 1970; one without a
-    zone is taken as UTC.
-
-    >>> moment("1998-04-01T00:00:00"), moment(8.9e8), moment("soon")
-    (891388800.0, 890000000.0, nan)
-    """
-    if isinstance(cell, datetime):
-        found = cell
-    else:
-        try:
-            value = float(cell)
-            return value if math.isfinite(value) else math.nan
-        except (TypeError, ValueError):
-            pass
-        try:
-            found = datetime.fromisoformat(str(cell))
-        except ValueError:
-            return math.nan
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
 def gather(
-    user: Sequence[Any],
-    item: Sequence[Any],
-    time: Sequence[Any],
-    weight: Sequence[Any] | None = None,
-) -> tuple[Interactions, dict[str, int]]:
+    user: Sequence[Any], item: Sequence[Any], time: Sequence[Any]
+) -> tuple[Interactions, dict[str, int], NDArray[np.object_]]:
     """Read a long table of interactions, one in each row.
 
     Parameters
@@ -98,71 +76,66 @@ def gather(
     user, item : sequence
         Names; what is not a string is taken as it prints.
     time : sequence of float, str or datetime
-        See :func:`moment`.
-    weight : sequence of float, optional
+        See :func:`danlu.data.clock.read_times`.
 
     Returns
     -------
     Interactions
         Interactions of one user and instant stand in the order of the table.
     counts : dict of str to int
-        ``rows``; those set aside, ``no_user``, ``no_item``, ``no_time``, ``no_weight`` and
-        ``copies`` (of a row before, in user, item and time); ``kept``; and of these
-        ``repeats`` (a user with an item once more) and ``tied`` (no later than the same
-        user's interaction before, so that their order is the table's).
+        ``rows``; those set aside for each of :data:`REASONS`; ``kept``; and of these ``repeats``
+        (a user with an item once more) and ``tied`` (no later than the same user's interaction
+        before, so that their order is the table's).
+    reason_R : NDArray of str or None, shape (rows,)
+        Why each row was set aside.
 
     Raises
     ------
     DataError
-        If the columns differ in length, or nothing is left.
+        If the columns differ in length, no time can be read, or nothing is left.
     """
-    columns = {"item": item, "time": time} | ({} if weight is None else {"weight": weight})
-    for name, column in columns.items():
+    for name, column in {"item": item, "time": time}.items():
         if len(column) != len(user):
             raise DataError(
                 f"{len(user)} users but {len(column)} cells of {name}", where=f"events.{name}"
             )
-    time_N = np.asarray([moment(cell) for cell in time], np.float64)
-    weight_N = np.ones(len(user)) if weight is None else np.asarray(list(map(moment, weight)))
-    reasons = {
-        "no_user": np.asarray([not _name(cell) for cell in user], bool),
-        "no_item": np.asarray([not _name(cell) for cell in item], bool),
-        "no_time": np.isnan(time_N),
-        "no_weight": np.isnan(weight_N),
-    }
-    left = np.ones(len(user), bool)
-    counts = {"rows": len(user)}
-    for reason, there in reasons.items():
-        counts[reason] = int((left & there).sum())
-        left &= ~there
-    row_N = np.flatnonzero(left)
-    rows = row_N.tolist()
-    if not rows:
-        told = ", ".join(f"{k}: {n}" for k, n in counts.items())
+    moment_R, dates = read_times(time, "events.time") if len(time) else (np.empty(0), False)
+    user_R, item_R = list(map(name_of, user)), list(map(name_of, item))
+    reason_R = np.full(len(user), None, object)
+    unfit = (np.isnan(moment_R), [not n for n in item_R], [not n for n in user_R])
+    for reason, there in zip(REASONS[2::-1], unfit, strict=True):
+        reason_R[np.asarray(there, bool)] = reason  # the first of several is written last
+    row_N = np.flatnonzero(reason_R == None)  # noqa: E711 - of each element
+    if not len(row_N):
+        told = ", ".join(f"{(reason_R == r).sum()} with {r}" for r in REASONS[:3])
         raise DataError(
-            f"no row has a user, an item and a time ({told})",
+            f"none of {len(user):,} rows has a user, an item and a time ({told})",
             where="events",
             mend="name the columns in events.user, events.item and events.time",
         )
-    users, user_N = np.unique([_name(user[row]) for row in rows], return_inverse=True)
-    items, item_N = np.unique([_name(item[row]) for row in rows], return_inverse=True)
-    order = np.lexsort((row_N, time_N[row_N], user_N))
+    users, user_N = np.unique([user_R[row] for row in row_N], return_inverse=True)
+    items, item_N = np.unique([item_R[row] for row in row_N], return_inverse=True)
+    order = np.lexsort((row_N, moment_R[row_N], user_N))
     found = Interactions(
-        users, items, user_N[order], item_N[order], time_N[row_N][order],
-        weight_N[row_N][order].astype(np.float32), row_N[order],
-    )  # fmt: skip
+        users, items, user_N[order], item_N[order], moment_R[row_N][order], row_N[order], dates
+    )
     first = _first_of(found.user_N, found.item_N, found.time_N)
-    counts["copies"] = int((~first).sum())
+    reason_R[found.row_N[~first]] = REASONS[3]
     found = found.where(first)
+    counts = {"rows": len(user)} | {r: int((reason_R == r).sum()) for r in REASONS}
     counts["kept"] = len(found)
     counts["repeats"] = int((~_first_of(found.user_N, found.item_N)).sum())
     same = (np.diff(found.user_N) == 0) & (np.diff(found.time_N) == 0)
     counts["tied"] = int(same.sum())
-    return found, counts
+    return found, counts, reason_R
 
 
-def _name(cell: Any) -> str:
-    """Return a name without the space around it; empty where nothing stands there."""
+def name_of(cell: Any) -> str:
+    """Return a name without the space around it; empty where nothing stands there.
+
+    >>> name_of(" 7"), name_of(7), name_of(None)
+    ('7', '7', '')
+    """
     return "" if cell is None or cell != cell else str(cell).strip()  # NaN differs from itself
 
 
@@ -173,6 +146,18 @@ def _first_of(*columns: NDArray[Any]) -> NDArray[np.bool_]:
     first = np.empty(len(order), bool)
     first[order] = np.concatenate(([True], differs))
     return first
+
+
+def save(folder: Path, events: Interactions, part_N: NDArray[np.str_]) -> None:
+    """Write interactions, and the split of each, to ``events.npz``."""
+    arrays: dict[str, Any] = {name: getattr(events, name) for name in _ARRAYS}
+    np.savez_compressed(folder / _FILE, part_N=part_N, **arrays)
+
+
+def load(folder: Path) -> tuple[Interactions, NDArray[np.str_]]:
+    """Read what :func:`save` wrote."""
+    with np.load(folder / _FILE) as arrays:
+        return Interactions(**{name: arrays[name] for name in _ARRAYS}), arrays["part_N"]
 
 
 Assigned = tuple[Interactions, NDArray[np.str_], dict[str, int]]
@@ -270,6 +255,13 @@ def split_time(
     before = part_N == TRAIN
     kept_N, counts = _of_many(events.user_N, min_user, before)
     events, part_N = events.where(kept_N), part_N[kept_N]
+    if before.any() and not (part_N == TRAIN).any():
+        raise DataError(
+            f"no user has {min_user} interactions in the training period, of which there are "
+            f"{int(before.sum()):,}",
+            where="events.min_user",
+            mend="lower it, or bring more of each user's history",
+        )
     check(part_N)
     counts |= {name: int((part_N == name).sum()) for name in NAMES}
     tested = np.unique(events.user_N[part_N == TEST])

@@ -19,6 +19,7 @@ from danlu.artifact import read_json
 from danlu.data import table as tables
 from danlu.data import text
 from danlu.data.clean import scrub
+from danlu.data.events_kind import Events
 from danlu.data.media import Audio, Image
 from danlu.data.modality import Documents, Spec
 from danlu.data.privacy import KINDS
@@ -318,7 +319,7 @@ class Table:
 _OF_ROWS: dict[str, RowKind] = {
     "text": Text(), "table": Table(), "image": Image(), "audio": Audio(),
 }  # fmt: skip
-_ALL: dict[str, Kind] = {**_OF_ROWS, "series": Series()}
+_ALL: dict[str, Kind] = {**_OF_ROWS, "series": Series(), "events": Events()}
 
 
 def of(modality: str) -> Kind:

@@ -160,7 +160,8 @@ class PackedLoader:
 class DocumentLoader:
     """Batches of so many documents, laid end to end, for objectives over documents.
 
-    They serve an objective over positions as well, where documents are not packed.
+    They serve an objective over positions as well, where documents are not packed: to fill in
+    what is hidden, or to foretell what comes next.
 
     The last document of a batch is chosen such that the tokens come out even, and no
     padding is computed with, unless no document at hand fits, as at the end of an epoch.
@@ -170,7 +171,7 @@ class DocumentLoader:
     ----------
     documents : Documents
     labels : Tensor, optional
-        One for each document; without them positions are to be filled in.
+        One for each document; without them the objective is over positions.
     batch_size : int
         Documents that a step of the optimiser sees.
     accumulate : int
@@ -179,6 +180,8 @@ class DocumentLoader:
     spec : Spec
     mask_probability : float
         Share of positions hidden.
+    objective : {"masked", "causal"}
+        What is to be predicted without labels.
     views : int
         How often each document stands in a batch, each time with other tokens
         hidden; the views follow each other as whole batches.
@@ -192,6 +195,7 @@ class DocumentLoader:
     spec: Spec
     mask_probability: float = 0.0
     views: int = 1
+    objective: str = "masked"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -219,6 +223,8 @@ class DocumentLoader:
     def _prepare(self, rows: NDArray[np.int64], generator: Any) -> Batch:
         rows = np.tile(rows, self.views)
         batch = self.documents.lay(rows, generator)
+        if self.labels is None and self.objective == "causal":
+            return for_causal(batch)
         if self.labels is None:
             return for_masked(batch, self.mask_probability, self.spec, generator)
         batch = replace(batch, label=self.labels[torch.from_numpy(rows)])

@@ -109,7 +109,7 @@ def check_columns(found: list[str], wanted: dict[str, str], file: File) -> None:
         raise DataError(
             f"no column {', '.join(map(repr, missing))}; there are: {', '.join(map(repr, found))}",
             where=str(file.path or file.name),
-            mend="name the columns with data.text and data.label",
+            mend="name the columns in the recipe as the file calls them",
         )
 
 

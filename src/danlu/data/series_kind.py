@@ -10,6 +10,7 @@ import numpy as np
 
 from danlu.artifact import read_json
 from danlu.data.clock import show
+from danlu.data.long_table import by_column
 from danlu.data.modality import Spec
 from danlu.data.series import Panel
 from danlu.data.series_encoder import FILE, SeriesEncoder
@@ -27,12 +28,6 @@ def periods(bounds: Sequence[float]) -> dict[str, tuple[float, float]]:
     first, second = bounds
     times = ((-np.inf, first), (first, second), (second, np.inf))
     return dict(zip(NAMES, times, strict=True))
-
-
-def by_column(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Turn rows into columns; a cell that a row lacks is None."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 class SeriesReader:

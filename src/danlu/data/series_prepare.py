@@ -6,7 +6,6 @@ one instant. Everything that is set aside goes to ``rejects.parquet`` with its r
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from danlu.artifact import write_json
 from danlu.data import describe, split
 from danlu.data.clock import read_times, show
-from danlu.data.privacy import KINDS
+from danlu.data.long_table import by_column, cells_of, keep_cells, land, readable, with_reasons
 from danlu.data.series import ROW, Panel, cuts, read
-from danlu.data.sources import Columns, File, landed
-from danlu.data.table import tidy
+from danlu.data.sources import Columns, File
 from danlu.errors import DataError
 from danlu.recipe import Recipe
 
@@ -62,21 +60,20 @@ def prepare(
         If there is nothing to read, or a period is empty.
     """
     columns = Columns(None, recipe.data.label, others=named(recipe))
-    with landed(files, columns, folder, _refiner(recipe)) as (records, shards):
-        rows = pa.concat_tables(pq.read_table(shard) for shard in sorted(shards.iterdir()))
-    readable = np.flatnonzero([reason is None for reason in rows["reason"].to_pylist()])
-    panel, counts = read(_columns(recipe, rows.take(readable)), recipe.series, recipe.data.label)
+    records, rows = land(files, columns, folder, _refiner(recipe))
+    usable = readable(rows)
+    panel, counts = read(_columns(recipe, rows.take(usable)), recipe.series, recipe.data.label)
     settings = recipe.data.split
     bounds = cuts(panel, settings.validation, settings.test)
     panel.save(folder)
-    rejects = _rejects(rows, readable, panel, recipe.series.time)
+    rejects = _rejects(rows, usable, panel, recipe.series.time)
     pq.write_table(rejects, folder / "rejects.parquet")
     period = period_of(panel.time_L, bounds)
     splits: dict[str, Row] = {}
     for name in split.NAMES:
         here = period == name
         laid = panel.row_L[here]
-        part = rows.take(readable[laid[laid >= 0]])
+        part = rows.take(usable[laid[laid >= 0]])
         pq.write_table(part, folder / f"{name}.parquet")
         splits[name] = {
             "rows": part.num_rows, "steps": int(here.sum()),
@@ -88,8 +85,8 @@ def prepare(
     _check_labels(recipe, splits)
     steps = [
         {"step": "read", "rows": rows.num_rows},
-        {"step": "readable", "rows": len(readable)},
-        {"step": "with a time", "rows": len(readable) - counts["no_time"]},
+        {"step": "readable", "rows": len(usable)},
+        {"step": "with a time", "rows": len(usable) - counts["no_time"]},
         {"step": "one row for each step", "rows": int((panel.row_L >= 0).sum())},
     ]
     for step in steps:
@@ -129,13 +126,7 @@ def _refiner(recipe: Recipe) -> Callable[[Row], Row]:
     wanted = named(recipe) if own.variables else ()
 
     def refine(row: Row) -> Row:
-        row |= dict.fromkeys(KINDS, 0)
-        record = row.pop("record", None)
-        row.pop("beside", None)
-        if record is not None:
-            cells = {name: tidy(record.get(name)) for name in wanted or record}
-            cells.pop(data.label, None)
-            row["text"] = json.dumps(cells, ensure_ascii=False, default=str)
+        row = keep_cells(row, wanted, data.label)
         label = row.get("label")
         row["label"] = data.rename.get(label or "", label)
         return row
@@ -145,31 +136,25 @@ def _refiner(recipe: Recipe) -> Callable[[Row], Row]:
 
 def _columns(recipe: Recipe, rows: pa.Table) -> dict[str, list[Any]]:
     """Return the cells of the rows, a list for each column."""
-    if not rows.num_rows:
-        raise DataError("no row can be read", where="data.sources")
-    cells = [json.loads(text) for text in rows["text"].to_pylist()]
-    names = dict.fromkeys(name for row in cells for name in row)
-    columns: dict[str, list[Any]] = {name: [row.get(name) for row in cells] for name in names}
+    columns = by_column(cells_of(rows))
     if recipe.data.label is not None:
         columns[recipe.data.label] = rows["label"].to_pylist()
     return columns
 
 
-def _rejects(rows: pa.Table, readable: NDArray[np.int64], panel: Panel, time: str) -> pa.Table:
+def _rejects(rows: pa.Table, usable: NDArray[np.int64], panel: Panel, time: str) -> pa.Table:
     """Return the rows that no step of the grid holds, with their reasons."""
     laid = np.zeros(rows.num_rows, bool)
-    laid[readable[panel.row_L[panel.row_L >= 0]]] = True
+    laid[usable[panel.row_L[panel.row_L >= 0]]] = True
     found = rows.filter(~laid)
     reasons = found["reason"].to_pylist()
-    texts = found["text"].to_pylist()
-    cells = [json.loads(text).get(time) if text else None for text in texts]
+    cells = [row.get(time) for row in cells_of(found)]
     times = read_times(cells)[0] if any(cell is not None for cell in cells) else None
     for number, reason in enumerate(reasons):
         if reason is None:
             timeless = time != ROW and (times is None or math.isnan(times[number]))
             reasons[number] = "no readable time" if timeless else "a later row of this step stands"
-    column = found.schema.get_field_index("reason")
-    return found.set_column(column, "reason", pa.array(reasons, pa.string()))
+    return with_reasons(found, reasons)
 
 
 def _labels(recipe: Recipe, panel: Panel, here: NDArray[np.bool_]) -> dict[str, int]:

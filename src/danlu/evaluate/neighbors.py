@@ -48,11 +48,11 @@ class Histories:
     time_N: Floats | None = None
 
     @classmethod
-    def of(cls, lists: Lists, num_items: int) -> Histories:
+    def of(cls, lists: Lists, num_items: int, time_N: Floats | None = None) -> Histories:
         """Lay lists end to end."""
         sizes = np.fromiter(map(len, lists), np.int64, len(lists))
         item_N = np.fromiter((i for own in lists for i in own), np.int64, int(sizes.sum()))
-        return cls(item_N, np.append(0, sizes.cumsum()), num_items)
+        return cls(item_N, np.append(0, sizes.cumsum()), num_items, time_N)
 
     @property
     def owners(self) -> Ints:

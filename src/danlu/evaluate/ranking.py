@@ -7,8 +7,10 @@ Shape suffixes: C cases, I items of the catalogue, U users, R resamples.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,10 @@ class Ranked:
         ``cases``, ``users``, ``items``, ``targets``; of these ``outside`` the catalogue and
         ``seen``, which are never recommended again where seen items are left out; both are
         missed.
+    case_C, user_C : NDArray of int64, shape (C,)
+        The cases that were asked, ascending, and whose each is.
+    value_CM : NDArray of float64, shape (C, 5)
+        The values of each, in the order of `values`.
     """
 
     model: str
@@ -112,6 +118,46 @@ class Ranked:
     values: dict[str, Floats]
     coverage: float
     counts: dict[str, int]
+    case_C: Ints
+    user_C: Ints
+    value_CM: Floats
+
+    @classmethod
+    def of(
+        cls, model: str, split: str, k: int, coverage: float, counts: dict[str, int],
+        case_C: Ints, user_C: Ints, value_CM: Floats,
+    ) -> Ranked:  # fmt: skip
+        """Average each user's cases."""
+        users, of_user = np.unique(user_C, return_inverse=True)
+        number = np.bincount(of_user)
+        names = (f"hr@{k}", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", "mrr")
+        columns = zip(names, value_CM.T, strict=True)
+        means = {name: np.bincount(of_user, column) / number for name, column in columns}
+        return cls(model, split, k, users, means, coverage, counts, case_C, user_C, value_CM)
+
+    def save(self, folder: Path) -> None:
+        """Write ``MODEL.npz``."""
+        about = json.dumps([self.model, self.split, self.k, self.coverage, self.counts])
+        np.savez_compressed(
+            folder / f"{self.model}.npz",
+            about=np.asarray(about),
+            case_C=self.case_C, user_C=self.user_C, value_CM=self.value_CM,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: Path, model: str) -> Ranked:
+        """Read what :meth:`save` wrote."""
+        with np.load(folder / f"{model}.npz") as found:
+            arrays = [found[name] for name in ("case_C", "user_C", "value_CM")]
+            return cls.of(*json.loads(str(found["about"])), *arrays)
+
+    def within(self, case_C: Ints, split: str) -> Ranked:
+        """Return how well it answered some of the cases; coverage and counts stay the whole's."""
+        here = np.isin(self.case_C, case_C)
+        return Ranked.of(
+            self.model, split, self.k, self.coverage, self.counts,
+            self.case_C[here], self.user_C[here], self.value_CM[here],
+        )  # fmt: skip
 
 
 def rank(
@@ -165,19 +211,15 @@ def rank(
         seen += int(np.isinf(place).sum())
         found.append(_measure(place, truth.row, wanted_C[rows], k))
         recommended[_top(score, k)] = True
-    users, of_user = np.unique(questions.user_C[cases], return_inverse=True)
-    number = np.bincount(of_user)
-    names = (f"hr@{k}", f"recall@{k}", f"ndcg@{k}", f"mrr@{k}", "mrr")
-    columns = np.concatenate(found).T
-    values = {
-        name: np.bincount(of_user, column) / number
-        for name, column in zip(names, columns, strict=True)
-    }
     counts = {
-        "cases": len(cases), "users": len(users), "items": questions.num_items,
-        "targets": int(wanted_C.sum()), "outside": int(questions.outside_C.sum()), "seen": seen,
+        "cases": len(cases), "users": len(np.unique(questions.user_C[cases])),
+        "items": questions.num_items, "targets": int(wanted_C.sum()),
+        "outside": int(questions.outside_C.sum()), "seen": seen,
     }  # fmt: skip
-    return Ranked(model, split, k, users, values, float(recommended.mean()), counts)
+    return Ranked.of(
+        model, split, k, float(recommended.mean()), counts,
+        cases, questions.user_C[cases], np.concatenate(found),
+    )  # fmt: skip
 
 
 def _scores(scorer: Scorer, rows: Ints, questions: Questions, exclude: bool) -> NDArray[Any]:
@@ -287,7 +329,8 @@ def _interval(bootstrap: Bootstrap, value_U: Floats) -> tuple[float | None, floa
 def _row(
     ranked: Ranked, name: str, value: float, low: float | None, high: float | None, how: str
 ) -> Metric:
-    unit = "reciprocal rank" if name.startswith("mrr") else "share"
+    units = {"mrr": "reciprocal rank", "ndcg": "share of the ideal gain"}
+    unit = units.get(name.partition("@")[0], "share")
     n = len(ranked.user_U)
     if n < 2:
         low, high, how = None, None, ""

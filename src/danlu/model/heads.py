@@ -98,17 +98,30 @@ class TokenHead(nn.Module):
     With ``transform`` (masked language modelling) a dense layer stands between and a
     bias is added, as in BERT (Devlin et al., 2018). With tied embeddings the output
     matrix is the backbone's input embedding and is stored once.
+
+    Parameters
+    ----------
+    config : BackboneConfig or ClassicConfig
+    transform : bool
+    bias : bool
+        Whether to add one without the dense layer, too.
+    dropout : float
+        Before the output matrix.
     """
 
-    def __init__(self, config: Config, transform: bool) -> None:
+    def __init__(
+        self, config: Config, transform: bool, bias: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.transform: nn.Module = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
         self.bias: nn.Parameter | None = None
         if transform:
             dense = nn.Linear(config.dim, config.dim, bias=False)
             nn.init.normal_(dense.weight, std=config.dim**-0.5)
             norm = RMSNorm(config.dim, config.norm_epsilon)
             self.transform = nn.Sequential(dense, nn.GELU(), norm)
+        if transform or bias:
             self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.weight: nn.Parameter | None = None
         if not config.tie_embeddings:
@@ -117,7 +130,7 @@ class TokenHead(nn.Module):
     def forward(self, hidden_BTD: Tensor, weight_BT: Tensor, embedding_VD: Tensor) -> Scores:
         """Return the scores of the positions whose weight is not 0."""
         position_M = scored_positions(weight_BT)
-        hidden_MD = self.transform(hidden_BTD.flatten(0, 1)[position_M])
+        hidden_MD = self.dropout(self.transform(hidden_BTD.flatten(0, 1)[position_M]))
         weight_VD = embedding_VD if self.weight is None else self.weight
         return Scores(hidden_MD, weight_VD, self.bias, position_M)
 
@@ -249,7 +262,7 @@ class Model(nn.Module):
 
 
 HeadKind = Literal[
-    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"
+    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect", "rank"
 ]  # fmt: skip
 
 
@@ -266,12 +279,13 @@ def build(
     Parameters
     ----------
     config : BackboneConfig or ClassicConfig
-    kind : {"masked", "causal", "classify", "multilabel", "regress", "forecast", "detect"}
-        The objective that the head serves.
+    kind : {"masked", "causal", "classify", "multilabel", "regress", "forecast", "detect", "rank"}
+        The objective that the head serves; that of ``rank`` is ``causal`` with a bias for each
+        item, which says how popular it is.
     num_outputs : int
         Classes or values a document is given; unused over tokens.
     dropout : float
-        In [0, 1), before the document head's output layer.
+        In [0, 1), before the output layer of a document's head or of ``rank``.
     initialiser : str
         See :func:`danlu.model.initialise.initialise`.
     shape : dict, optional
@@ -283,6 +297,8 @@ def build(
         return Model(backbone, FillingHead(config))
     if kind in ("masked", "causal"):
         return Model(backbone, TokenHead(config, transform=kind == "masked"))
+    if kind == "rank":
+        return Model(backbone, TokenHead(config, transform=False, bias=True, dropout=dropout))
     if kind == "forecast":
         return Model(backbone, ForecastHead(config.dim, dropout=dropout, **(shape or {})))
     if kind == "detect":

@@ -204,7 +204,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         "hidden": (model.width, "width") if classic else hidden,
         "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
         "norm": (_usual_norm(recipe), "none of an MLP, batch of a CNN over images, rms otherwise"),
-        "causal": (recipe.pretrain.objective == "causal", "true for a causal objective"),
+        "causal": (
+            recipe.pretrain.objective == "causal" or recipe.data.task == "rank",
+            "true for a causal objective and for task 'rank'",
+        ),
     }
     model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
     if not classic and model.heads % model.kv_heads:
@@ -251,8 +254,8 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
             "0.1, 0.5 and 0.9 for loss 'quantile' of task 'regress', otherwise none",
         ),
         choose_by=(
-            "accuracy" if recipe.data.kind == "classify" else "loss",
-            "accuracy where a row has one class, loss otherwise",
+            {"classify": "accuracy", "rank": "ndcg"}.get(recipe.data.kind, "loss"),
+            "accuracy where a row has one class, ndcg where items are ranked, loss otherwise",
         ),
     )
     updates["data"] = _fill_data(recipe, derive)
@@ -277,7 +280,8 @@ def _usual_loss(recipe: Recipe) -> str:
 def _fill_data(recipe: Recipe, derive: Any) -> Any:
     """Return the data section with its sources, cleaning and splitting worked out."""
     text, series = recipe.data.modality == "text", recipe.data.modality == "series"
-    table = recipe.data.modality == "table" or series
+    events = recipe.data.modality == "events"
+    table = recipe.data.modality == "table" or series or events
     copies = ("keep", "kept in tables") if table else ("drop", "dropped, but in tables")
     against = ("keep", "kept in tables") if table else ("set-aside", "set aside, but in tables")
     near = ("drop" if text else "keep", "looked for in texts alone")
@@ -288,6 +292,8 @@ def _fill_data(recipe: Recipe, derive: Any) -> Any:
     by = ("near-duplicate", "of texts") if text else ("random", "but for texts")
     if series:
         by = (f"time:{recipe.series.time}", "what is foretold must lie ahead")
+    if events:
+        by = (f"time:{recipe.events.time}", "what is recommended must lie ahead")
     split = derive(recipe.data.split, "data.split", by=by)
     sources = tuple(
         derive(

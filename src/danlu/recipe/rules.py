@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from danlu.recipe import places
+from danlu.recipe.events_rules import of_events
 from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
 from danlu.recipe.series_rules import of_series
 
@@ -21,7 +22,8 @@ def attribute(name: str) -> str:
 RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
     "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets", "ets-long",
-    "isolation-forest",
+    "isolation-forest", "popular", "popular-recent", "item-knn", "item-knn-recency",
+    "item-knn-sequential",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
 
@@ -30,6 +32,7 @@ LOSSES = {
     "regress": ("squared", "absolute", "huber", "quantile"),
     "forecast": ("quantile",),
     "detect": ("absolute", "squared", "huber"),
+    "rank": ("cross_entropy",),
 }
 """The losses of each task, the default first."""
 
@@ -57,7 +60,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     labelled = data.label is not None or all(s.label is not None for s in data.sources)
     rules = [
         (
-            data.task not in ("pretrain", "forecast") and not labelled,
+            data.task not in ("pretrain", "forecast", "rank") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
         ),
@@ -142,7 +145,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "0 leaves nothing to choose checkpoints on; try 0.1",
         ),
         (
-            data.task == "pretrain" and data.modality not in ("text", "series"),
+            data.task == "pretrain" and data.modality not in ("text", "series", "events"),
             "data.task",
             f"{data.modality!r} must be learnt for a task; choose classify or regress",
         ),
@@ -162,7 +165,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             f"{backbone!r} sees one position at a time and cannot be pre-trained; set 'none'",
         ),
         (
-            data.modality != "text" and objective == "causal",
+            data.modality not in ("text", "events") and objective == "causal",
             "pretrain.objective",
             f"{data.modality!r} has no order in which to foretell; set 'masked' or 'none'",
         ),
@@ -216,7 +219,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
-    problems += of_series(recipe)
+    problems += of_series(recipe) + of_events(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
@@ -336,7 +339,7 @@ def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
     fields = type(recipe).model_fields
     given = {
         n
-        for n in ("tokenizer", "table", "image", "audio", "series")
+        for n in ("tokenizer", "table", "image", "audio", "series", "events")
         if getattr(recipe, n) != fields[n].default
     }
     own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)

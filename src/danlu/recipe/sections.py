@@ -14,12 +14,13 @@ from pydantic import Field, field_validator
 from danlu.recipe import places
 from danlu.recipe.audio import Audio
 from danlu.recipe.base import Count, Fraction, Positive, Section
+from danlu.recipe.events import Events
 from danlu.recipe.image import Image
 from danlu.recipe.series import Series
 from danlu.recipe.training import Finetune, Pretrain
 
 GATE_PATTERN = (
-    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
+    r"^\s*(?P<split>test)\.(?P<metric>[a-z0-9_@]+(?:\[[^\[\]]+\])?)(?:\.(?P<bound>value|low|high))?"
     r"(?:\s*-\s*(?P<minus>[a-z]+(?:-[a-z]+)*))?"
     r"\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9]*\.?[0-9]+)\s*$"
 )
@@ -144,8 +145,9 @@ class Split(Section):
     """How rows are set apart for choosing and for judging the model."""
 
     by: str | None = None
-    """`near-duplicate` (texts), `random`, `group:COLUMN` or `time:COLUMN`. Equal records stay
-    together, whichever it is."""
+    """`near-duplicate` (texts), `random`, `group:COLUMN` or `time:COLUMN`; of events also
+    `last:COLUMN`, the last rows of everyone whom the column names. Equal records stay together,
+    whichever it is."""
     test: Fraction = 0.2
     """Share of rows that judge the released model."""
     validation: Fraction = 0.1
@@ -161,18 +163,21 @@ class Split(Section):
             return by
         kind, _, column = by.partition(":")
         plain = kind in ("near-duplicate", "random") and not column
-        if not plain and not (kind in ("group", "time") and column):
-            raise ValueError("choose near-duplicate, random, group:COLUMN or time:COLUMN")
+        if not plain and not (kind in ("group", "time", "last") and column):
+            raise ValueError(
+                "choose near-duplicate, random, group:COLUMN, time:COLUMN or (events) last:COLUMN"
+            )
         return by
 
 
 class Data(Section):
     """Where the rows come from and what is to be learnt about them."""
 
-    task: Literal["pretrain", "classify", "regress", "forecast", "detect"]
+    task: Literal["pretrain", "classify", "regress", "forecast", "detect", "rank"]
     """`pretrain` (no labels), `classify` or `regress`; of series `forecast`, or `detect`, which
-    looks for anomalies (labels choose the threshold and judge)."""
-    modality: Literal["text", "table", "image", "audio", "series"] = "text"
+    looks for anomalies (labels choose the threshold and judge); of events `rank`, which
+    recommends what comes next."""
+    modality: Literal["text", "table", "image", "audio", "series", "events"] = "text"
     """The kind of data."""
     content: str | None = None
     """Column that holds an image or a sound: its bytes, or a path from the file that names it."""
@@ -197,7 +202,7 @@ class Data(Section):
     @property
     def kind(
         self,
-    ) -> Literal["pretrain", "classify", "multilabel", "regress", "forecast", "detect"]:
+    ) -> Literal["pretrain", "classify", "multilabel", "regress", "forecast", "detect", "rank"]:
         """The task, with several labels a row told from one."""
         return "multilabel" if self.label_separator is not None else self.task
 
@@ -331,6 +336,8 @@ class Recipe(Section):
     """From sounds to frames."""
     series: Series = Series()
     """From a table of measurements to windows of series."""
+    events: Events = Events()
+    """From a table of interactions to histories."""
     model: Model = Model()
     """The backbone."""
     pretrain: Pretrain = Pretrain()

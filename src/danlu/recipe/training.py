@@ -86,8 +86,9 @@ class Finetune(Training):
     consistency: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the agreement between two views of each text with other tokens hidden (R-Drop);
     0 looks at each text once."""
-    choose_by: Literal["accuracy", "loss"] | None = None
-    """What the best checkpoint is best at on the validation split."""
+    choose_by: Literal["accuracy", "loss", "ndcg"] | None = None
+    """What the best checkpoint is best at on the validation split: `accuracy` where a row has one
+    class, `ndcg` (of the first `events.k`) for task `rank`, or the `loss`."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
     loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile"] | None = (

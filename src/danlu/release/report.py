@@ -18,7 +18,7 @@ from danlu.release import charts, series_charts
 
 HEADLINE = {
     "classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss",
-    "forecast": "mase", "detect": "f1",
+    "forecast": "mase", "detect": "f1", "rank": "ndcg@{k}",
 }  # fmt: skip
 _SHOWN = {
     "classify": (
@@ -28,8 +28,14 @@ _SHOWN = {
     "regress": "mae rmse r2 pinball interval_coverage interval_width quantiles_crossed",
     "forecast": "mase smape mae crps pinball coverage_95 coverage_90 coverage_80 coverage_60",
     "detect": ("f1 precision recall event_f1 event_precision event_recall roc_auc pr_auc"),
+    "rank": "ndcg@{k} hr@{k} recall@{k} mrr@{k} mrr coverage@{k}",
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
+
+
+def headline_metric(recipe: Recipe) -> str:
+    """Return the figure that a report begins with."""
+    return HEADLINE[recipe.data.kind].format(k=recipe.events.k)
 
 
 _HINGE = (
@@ -62,6 +68,8 @@ _COUNTED = {
         "windows": "windows",
         "empty": "windows",
     },
+    "events": dict.fromkeys(("empty", "cut"), "histories")
+    | dict.fromkeys(("unknown", "cut_items", "targets", "outside"), "interactions"),
 }
 """What the encoder counts in each split, and in which unit."""
 
@@ -155,7 +163,7 @@ def figure(value: float | None, unit: str = "") -> str:
 
 def _strongest(recipe: Recipe, rows: list[Metric]) -> str | None:
     """Return the baseline that does best on the headline metric."""
-    metric = HEADLINE[recipe.data.kind]
+    metric = headline_metric(recipe)
     others = [
         row
         for row in rows
@@ -174,7 +182,7 @@ def _find(rows: list[Metric], model: str, metric: str) -> Metric | None:
 
 def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tuple[str, bool]:
     """Say in one line what was reached; return it, and whether the baseline was beaten."""
-    metric = HEADLINE[recipe.data.kind]
+    metric = headline_metric(recipe)
     own = _find(rows, recipe.name, metric)
     if own is None:
         return f"{recipe.name}: {metric} could not be measured.", False
@@ -206,7 +214,8 @@ def _counted(recipe: Recipe, row: Metric) -> str:
     """Return what a figure was measured on so many of."""
     if row.unit.endswith("token"):
         return "tokens"
-    return {"forecast": "test windows", "detect": "test steps"}.get(recipe.data.kind, "test rows")
+    words = {"forecast": "test windows", "detect": "test steps", "rank": "test users"}
+    return words.get(recipe.data.kind, "test rows")
 
 
 def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
@@ -234,7 +243,8 @@ def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
         ]
     test = report["splits"]["test"]["rows"]
     for split, found in by_name["evaluate"].json("leaks.json").items():
-        rows.append(count("audit", "test", f"rows also in {split}", found, test, "rows"))
+        also = "rows no later than" if recipe.data.modality == "events" else "rows also in"
+        rows.append(count("audit", "test", f"{also} {split}", found, test, "rows"))
     return rows
 
 
@@ -280,7 +290,7 @@ def _facts(
     measured = [row for row in rows if row.stage == "evaluate" and row.split == "test"]
     models = list(dict.fromkeys(row.model for row in measured))
     table = []
-    for metric in _SHOWN[recipe.data.kind].split():
+    for metric in _SHOWN[recipe.data.kind].format(k=recipe.events.k).split():
         cells = [_find(rows, model, metric) for model in models]
         if any(cells):
             difference = _find(rows, recipe.name, f"{metric} - {strongest}") if strongest else None
@@ -323,7 +333,8 @@ def _facts(
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
         "intervals": sorted({row.interval for row in measured if row.interval}),
-        "alarms": by_name["evaluate"].json("curves.json").get("alarms", []),
+        "alarms": (shown := by_name["evaluate"].json("curves.json")).get("alarms", []),
+        "examples": shown.get("examples", []),
     }
 
 
@@ -367,7 +378,7 @@ def _charts(recipe: Recipe, by_name: dict[str, Artifact], rows: list[Metric]) ->
             found["losses"].append(charts.losses(events, unit, stage))
     if "profile" in by_name:
         found["step_time"] = charts.step_time(by_name["profile"].json("profile.json"))
-    metric = HEADLINE[recipe.data.kind]
+    metric = headline_metric(recipe)
     shown = [
         row for row in rows if row.metric == metric and row.split == "test" and row.low is not None
     ]

@@ -19,7 +19,7 @@ from danlu.data.modality import Documents
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities, quantiles
 from danlu.model import heads, native
-from danlu.serve import series
+from danlu.serve import events, series
 
 
 class Engine:
@@ -145,12 +145,15 @@ class Engine:
             the median, and whether they ``crossed`` and were put in order. Also what the
             reader noted: of a text the number of ``tokens`` and whether it was ``truncated``
             to what the model sees; of a row how many cells are ``missing``, ``unreadable``,
-            ``unknown`` or ``clipped``. Of series see :func:`danlu.serve.series.predict`.
+            ``unknown`` or ``clipped``. Of series see :func:`danlu.serve.series.predict`, of
+            histories of items :func:`danlu.serve.events.predict`.
         """
         if not records:
             return []
         if self.modality == "series":
             return series.predict(self, records, batch_size)
+        if self.modality == "events":
+            return events.predict(self, records, batch_size)
         documents, notes = self._read(records)
         answers, crossed = self._answers(documents, batch_size)
         return [

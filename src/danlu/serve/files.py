@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from danlu.data.encoding import detect, open_text
 from danlu.errors import DataError, InputError
-from danlu.serve import series
+from danlu.serve import events, series
 from danlu.serve.engine import Engine
 
 Rows = list[dict[str, Any]]
@@ -42,13 +42,14 @@ def predict_file(
         Over the rows: of texts how many were ``truncated``, of tables how many cells were
         ``missing``, ``unreadable``, ``unknown`` or ``clipped``, and of how many rows the
         quantiles ``crossed``; of a forecast how many
-        measurements were ``missing``, of a detector the ``alarms`` and the ``unscored`` rows.
+        measurements were ``missing``, of a detector the ``alarms`` and the ``unscored`` rows;
+        of histories the ``users``, the ``unknown`` items, and the rows ``set aside``.
 
     Notes
     -----
-    A file for a model of series is a long table. A forecast's file holds the quantiles of each
-    step of the horizon in place of the rows; where there are covariates, the file may hold them
-    beyond the last measurement.
+    A file for a model of series or events is a long table. A forecast's file holds the quantiles
+    of each step of the horizon in place of the rows; where there are covariates, the file may hold
+    them beyond the last measurement. A recommender's holds what to recommend to each user.
 
     Raises
     ------
@@ -67,6 +68,8 @@ def predict_file(
     rows, names = _READERS[ending](path)
     if engine.modality == "series":
         return _series(engine, path, rows, names, output)
+    if engine.modality == "events":
+        return _in_place(path, output, *events.recommended_rows(engine, rows, str(path)))
     added = _columns(engine)
     of_texts = engine.modality == "text"
     if of_texts and column not in names:
@@ -133,13 +136,19 @@ def _series(
             raise DataError(f"the file already has a column {both[0]!r}", where=str(path))
         _written(output, _WRITERS[path.suffix.lower()], path, rows, added, columns)
         return output, len(rows), counts
-    ahead, counts = series.foretold_rows(engine, rows)
+    return _in_place(path, output, *series.foretold_rows(engine, rows))
+
+
+def _in_place(
+    path: Path, output: Path, found: Rows, counts: dict[str, int]
+) -> tuple[Path, int, dict[str, int]]:
+    """Write rows of their own in place of the file's."""
     if path.suffix.lower() == ".parquet":
-        _written(output, lambda to: pq.write_table(pa.Table.from_pylist(ahead), to))
+        _written(output, lambda to: pq.write_table(pa.Table.from_pylist(found), to))
     else:
-        writer, nothing = _WRITERS[path.suffix.lower()], [dict[str, Any]() for _ in ahead]
-        _written(output, writer, path, ahead, nothing, list(ahead[0]))
-    return output, len(ahead), counts
+        writer, nothing = _WRITERS[path.suffix.lower()], [dict[str, Any]() for _ in found]
+        _written(output, writer, path, found, nothing, list(found[0]))
+    return output, len(found), counts
 
 
 _COUNTED = {"truncated", "crossed", "missing", "unreadable", "unknown", "clipped"}

@@ -61,7 +61,7 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
         ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
         tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
         ``clips`` and ``clip`` are files in base64; of series ``histories`` and ``history`` are
-        lists of rows.
+        lists of rows, of events lists of items.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
@@ -100,6 +100,7 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
 
     async def index(_: Request) -> Response:
         shown = page.replace("{{name}}", _escape(engine.name))
+        shown = shown.replace("{{modality}}", engine.modality)
         return HTMLResponse(shown.replace("{{several}}", _NAMES[engine.modality][1]))
 
     return Starlette(
@@ -135,6 +136,7 @@ _NAMES = {
     "image": ("image", "images"),
     "audio": ("clip", "clips"),
     "series": ("history", "histories"),
+    "events": ("history", "histories"),
 }
 """How a request calls what a model is asked about: one, and several."""
 
