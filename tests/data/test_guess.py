@@ -279,3 +279,56 @@ def test_the_guess_says_why_and_can_be_written_as_json(tmp_path):
         assert any(reason.startswith(start) for reason in guess.reasons)
     content = write(guess, tmp_path / "a.toml").read_text(encoding="utf-8")
     assert all(f"#   {reason}" in content for reason in guess.reasons)
+
+
+def interactions(users=120, each=12):
+    """Everyone goes on from one item to the next."""
+    return [
+        (
+            f"u{user}",
+            f"i{(user + step) % 30}",
+            1 + step % 5,
+            f"2024-{1 + step:02d}-{1 + user % 28:02d}",
+        )
+        for user in range(users)
+        for step in range(each)
+    ]
+
+
+def test_a_table_of_interactions_becomes_a_recommender_that_runs_as_it_is(tmp_path):
+    data = table(tmp_path / "shop.csv", ["userId", "product_id", "rating", "when"], interactions())
+    guess = look(data, None)
+    assert (guess.modality, guess.task) == ("events", "rank")
+    assert any("'userId' says who, 'product_id' with what, 'when' when" in r for r in guess.reasons)
+    path = write(guess, tmp_path / "shop.toml")
+    assert load(path)[0].events.min_user == 5
+    result = danlu.run(path, tmp_path / "run", ["evaluate.bootstrap=100", "finetune.epochs=4"])
+    assert result.released
+    assert len(danlu.load(result.folder).predict([["i3", "i4"]])[0]["items"]) == 10
+
+
+def test_short_histories_ask_for_less_of_each_user(tmp_path):
+    data = table(tmp_path / "shop.csv", ["user", "item", "r", "time"], interactions(90, 3))
+    assert load(write(look(data, None), tmp_path / "s.toml"))[0].events.min_user == 2
+
+
+def test_names_with_a_type_behind_a_colon_are_known(tmp_path):
+    header = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+    rows = [(u, i, r, 100 * n) for n, (u, i, r, _) in enumerate(interactions())]
+    data = table(tmp_path / "x.inter", header, rows, "\t")
+    events = load(write(look(data, None), tmp_path / "x.toml"))[0].events
+    assert (events.user, events.item, events.time) == (header[0], header[1], header[3])
+
+
+def test_a_table_with_users_that_asks_for_something_else_is_no_recommender(tmp_path):
+    rows = interactions()
+    data = table(tmp_path / "a.csv", ["user", "item", "rating", "time"], rows)
+    assert look(data, "item").modality == "table"
+    told = [(*row, f"{ENGLISH[n % 80]}, and day {n} was like that too") for n, row in enumerate(rows)]
+    data = table(tmp_path / "b.csv", ["user", "item", "rating", "time", "review"], told)
+    assert look(data, None).modality == "text"
+    once = [(f"u{n}", *row[1:]) for n, row in enumerate(rows)]
+    soon = [(*row[:3], "soon") for row in rows]
+    for name, these in (("c", once), ("d", soon)):
+        data = table(tmp_path / f"{name}.csv", ["user", "item", "rating", "time"], these)
+        assert look(data, None).modality == "table"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from danlu.data import guess_table
+from danlu.data import guess_events, guess_table
 from danlu.data.guess_table import CLASSES as _CLASSES
 from danlu.data.guess_table import quote as _quote
 from danlu.data.sources import File, open_source, rows_of
@@ -41,9 +41,11 @@ class Guess:
     rows : int
         At least; only a sample is read.
     reasons : list of str
-    modality : {"text", "table"}
+    modality : {"text", "table", "events"}
     ignore : list of str
         Columns of a table that are not to be read.
+    events : Columns, optional
+        Of a table of interactions.
     """
 
     data: Path
@@ -57,6 +59,7 @@ class Guess:
     reasons: list[str] = field(default_factory=list)
     modality: str = "text"
     ignore: list[str] = field(default_factory=list)
+    events: guess_events.Columns | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the guess as plain values."""
@@ -94,6 +97,12 @@ def look(data: Path, target: str | None) -> Guess:
     names = list(sample[0])
     if target is not None and target not in names:
         raise InputError(f"no column {target!r}; there are: {', '.join(names)}", where=str(data))
+    whole = len(files) == 1 and len(sample) < _SAMPLE
+    if target is None and (events := guess_events.find(sample, names, whole, reasons)):
+        sources, rows = [{"path": str(data)}], len(sample)
+        return Guess(
+            data, "rank", None, None, sources, "", 1, rows, reasons, "events", events=events
+        )
     if files[0].format != "txt" and guess_table.is_table(sample, names, target):
         return _of_table(data, sample, names, target, reasons)
     text = _text_column(sample, names, target, reasons)
@@ -280,6 +289,8 @@ def _render(guess: Guess, base: Path) -> str:
     small = guess.rows < 2000
     label = f"\nlabel = {_quote(guess.label)}" if guess.label else ""
     reasons = "\n".join(f"#   {reason}" for reason in guess.reasons)
+    if guess.events is not None:
+        return guess_events.render(guess, guess.events, sources, reasons)
     if guess.text is None:
         return guess_table.render(guess, sources, reasons)
     pretrain = 'objective = "masked"         # causal, to write text; none, to skip\nepochs = 4'
