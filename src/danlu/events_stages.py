@@ -77,7 +77,8 @@ def baseline(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     settings = {}
     for one in tuned:
         chosen = {f"validation ndcg@{own.k}": f"{one.score:.4f}", "settings tried": one.tried}
-        settings[one.name] = one.settings | chosen
+        kept = {key: value for key, value in one.settings.items() if value is not None}
+        settings[one.name] = kept | chosen
     write_json(folder / "report.json", settings)
 
 

@@ -83,7 +83,7 @@ def prepare(
     steps = [
         {"step": "read", "rows": rows.num_rows},
         {"step": "readable", "rows": len(usable)},
-        {"step": "with a user, an item and a time", "rows": len(found) + counts[REASONS[3]]},
+        {"step": "with user, item and time", "rows": len(found) + counts[REASONS[3]]},
         {"step": "without copies", "rows": len(found)},
         {"step": "of users with enough", "rows": len(events)},
     ]
