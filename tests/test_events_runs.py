@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,7 @@ from danlu.log import read_events
 from danlu.serve.files import predict_file
 from danlu.serve.http import application
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ITEMS, USERS, LENGTH = 40, 150, 14
 QUICK = """
 [model]
@@ -360,6 +364,36 @@ def test_the_report_and_the_card_say_what_it_is(made):
     card = (made[1].folder / "card.md").read_text(encoding="utf-8")
     assert "answers the 10 of 40 items" in card
     assert "It knows items and no users" in card
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_pages_work_in_a_browser(made, said):
+    from playwright.sync_api import sync_playwright
+
+    row = next(row for row in said if row["history"])
+    command = [sys.executable, "-m", "danlu", "serve", str(made[1].folder), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server, sync_playwright() as play:
+        try:
+            url = json.loads(server.stdout.readline())["url"]
+            browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page()
+            errors = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(url)
+            page.fill("#text", json.dumps([*row["history"], "nothing"]))
+            page.click("#go")
+            page.wait_for_selector(".bar")
+            shown = [line.split("\n")[0] for line in page.locator(".bar").all_inner_texts()]
+            assert shown == row["items"]
+            assert "1 of these items are not known" in page.inner_text("#answer")
+            page.goto((made[1].folder / "report.html").resolve().as_uri())
+            assert page.locator("#chart-compared svg").count() == 1
+            assert "item-knn-sequential" in page.inner_text("#result")
+            assert errors == []
+            browser.close()
+        finally:
+            server.kill()
 
 
 def test_a_transformer_learns_what_follows_too(made, tmp_path):

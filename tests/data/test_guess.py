@@ -324,7 +324,9 @@ def test_a_table_with_users_that_asks_for_something_else_is_no_recommender(tmp_p
     rows = interactions()
     data = table(tmp_path / "a.csv", ["user", "item", "rating", "time"], rows)
     assert look(data, "item").modality == "table"
-    told = [(*row, f"{ENGLISH[n % 80]}, and day {n} was like that too") for n, row in enumerate(rows)]
+    told = [
+        (*row, f"{ENGLISH[n % 80]}, and day {n} was like that too") for n, row in enumerate(rows)
+    ]
     data = table(tmp_path / "b.csv", ["user", "item", "rating", "time", "review"], told)
     assert look(data, None).modality == "text"
     once = [(f"u{n}", *row[1:]) for n, row in enumerate(rows)]

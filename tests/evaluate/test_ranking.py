@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from danlu.evaluate import ranking
-from danlu.evaluate.ranking import Questions, differences, metrics, rank, top
+from danlu.evaluate.ranking import Questions, Ranked, differences, metrics, rank, top
 
 
 def _questions(user, histories, truths, outside=None, num_items=8):
@@ -210,3 +210,27 @@ def test_scores_of_another_shape_and_no_questions_are_refused():
 def test_whole_numbers_are_scores_too():
     found = rank(lambda cases: np.arange(8)[None], _questions([0], [[7]], [[6]]), 1)
     assert found.values["hr@1"].tolist() == [1.0]
+
+
+def test_a_part_of_the_cases_is_measured_as_if_they_alone_were_asked(tmp_path):
+    generator = np.random.default_rng(3)
+    score = generator.normal(size=(12, 9))
+    user = np.repeat([4, 2, 7], 4)
+    histories = [generator.choice(9, 3, replace=False).tolist() for _ in user]
+    truths = [generator.choice(9, 1).tolist() for _ in user]
+    everything = Questions.of(user, histories, truths, np.zeros(12, np.int64), 9)
+    ranked = rank(lambda cases: score[cases], everything, 3, model="x")
+    chosen = np.array([0, 2, 5, 6, 7])
+    some = Questions.of(
+        user[chosen], [histories[c] for c in chosen], [truths[c] for c in chosen],
+        np.zeros(5, np.int64), 9,
+    )  # fmt: skip
+    alone = rank(lambda cases: score[chosen[cases]], some, 3)
+    ranked.save(tmp_path)
+    again = Ranked.load(tmp_path, "x")
+    assert (again.model, again.split, again.k, again.counts) == ("x", "test", 3, ranked.counts)
+    assert again.coverage == ranked.coverage
+    for found, expected in ((again, ranked), (again.within(chosen, "test[x]"), alone)):
+        assert found.user_U.tolist() == expected.user_U.tolist()
+        for name, value in expected.values.items():
+            np.testing.assert_array_equal(found.values[name], value)
