@@ -24,12 +24,31 @@ K  numbers in a value
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 PADDING = -1
+
+
+class ValueKind(NamedTuple):
+    """Values that are of one length and are taken in alike.
+
+    Attributes
+    ----------
+    num_ids : int
+        So many ids, one after the other, say that their position carries one.
+    dims : int
+        The numbers in it.
+    shared : bool
+        Whether all go through one matrix (patches of an image), or those of each id through
+        their own (the columns of a table).
+    """
+
+    num_ids: int
+    dims: int
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +71,8 @@ class Batch:
     weight_BT : Tensor of float32, shape (B, T), optional
         Weight of each position's loss; 0 where none is borne.
     values_UK : Tensor of float32, shape (U, K), optional
-        Continuous values: an image's patches, a sound's frames, a table's numbers.
+        Continuous values: an image's patches, a sound's frames, a table's numbers. Where
+        they are of several kinds, the shorter ones are filled up with zeros.
     slots_U : Tensor of int64, shape (U,), optional
         The position that each value stands at, counted over the rows laid end to end.
     hidden_UK, hidden_slots_U : Tensor, optional

@@ -292,7 +292,7 @@ def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:
         "backbone": lesson.model.backbone.config.to_dict(),
         "modality": recipe.data.modality,
         "torch_dtype": "float32",
-    } | (_of_texts(recipe) if recipe.data.modality == "text" else {})
+    } | (_of_texts(recipe) if recipe.data.modality == "text" or recipe.table.texts else {})
 
 
 def _of_texts(recipe: Recipe) -> dict[str, Any]:

@@ -180,7 +180,10 @@ class _Run:
                 del source[key]
         section["protected"] = self.recipe.audit.protected
         if self.recipe.data.modality == "table":  # the cells that are kept of a row
-            section["columns"] = self.recipe.table.model_dump(include={"columns", "ignore"})
+            kept = {"columns", "ignore", "texts", "images"}
+            section["columns"] = self.recipe.table.model_dump(include=kept)
+            if self.recipe.table.images:  # and the files
+                section["max_pixels"] = self.recipe.image.max_pixels
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
         if self.recipe.data.modality == "series":  # they say how a table becomes series
             section["series"] = self.recipe.series.model_dump(mode="json")
@@ -207,6 +210,10 @@ class _Run:
         recipe, modality = self.recipe, self.recipe.data.modality
         own = recipe.tokenizer if modality == "text" else getattr(recipe, modality)
         section = own.model_dump(mode="json")
+        if recipe.table.texts:
+            section["tokenizer"] = recipe.tokenizer.model_dump(mode="json")
+        if recipe.table.images:
+            section["image"] = recipe.image.model_dump(mode="json")
         section["causal"] = recipe.model.causal
         section["task"] = recipe.data.task
         if modality != "text":
@@ -379,7 +386,8 @@ def _release(
     aside.mkdir()
     shutil.copyfile(trained.path / "model.safetensors", aside / "model.safetensors")
     for name in kinds.of(recipe.data.modality).files:
-        shutil.copyfile(tokenizer.path / name, aside / name)
+        if (tokenizer.path / name).is_file():  # an encoder writes those that it needs
+            shutil.copyfile(tokenizer.path / name, aside / name)
     shutil.copyfile(card, aside / "README.md")
     config = {"name": recipe.name, **trained.json("config.json")}
     write_json(

@@ -25,6 +25,7 @@ from danlu.data.load import in_order
 from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.split import NAMES
 from danlu.data.table import TableEncoder
+from danlu.errors import DataError
 from danlu.log import Metric
 from danlu.model import heads
 from danlu.model.backbone import BackboneConfig
@@ -70,6 +71,13 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
         "shared_values": spec.shared,
     }
     if model.backbone != "transformer":
+        if spec.value_kinds:
+            raise DataError(
+                f"a backbone of kind {model.backbone!r} takes values of one kind, and the records "
+                f"hold {len(spec.value_kinds)}",
+                where="model.backbone",
+                mend='choose "transformer"',
+            )
         plain = model.backbone == "linear" and bool(spec.value_dims)
         width = spec.value_dims if plain else model.width
         assert width is not None, "the recipe has not been filled"
@@ -105,6 +113,7 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
         qk_norm=model.qk_norm,
         dropout=dropout,
         tie_embeddings=model.tie_embeddings,
+        value_kinds=spec.value_kinds,
         **values,
     )
 
@@ -143,16 +152,54 @@ def _of_texts(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
 def _of_tables(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
     from danlu.evaluate import baseline as baselines
 
-    rows = _records(recipe, paths)
-    encoder = TableEncoder.fit(rows["train"], recipe.table.model_copy(update={"bins": 0}), True)
-    matrices = {name: encoder.matrix(part) for name, part in rows.items()}
-    answers = _linear(recipe, matrices, values)
+    rows, plain = _records(recipe, paths), recipe.table.of_cells.model_copy(update={"bins": 0})
+    encoder = TableEncoder.fit(rows["train"], plain, True, alone=not recipe.table.apart)
+    matrices = {}
+    if encoder.columns:
+        matrices = {name: encoder.matrix(part) for name, part in rows.items()}
+    if recipe.table.apart:
+        answers = _of_records(recipe, rows, values, matrices)
+    else:
+        answers = _linear(recipe, matrices, values)
+    if not encoder.columns:
+        return answers
     cells = {name: encoder.ordinal(part)[0] for name, part in rows.items()}
     categories = encoder.ordinal(rows["test"][:1])[1]
     best = baselines.boosting(
         cells, categories, values, recipe.data.kind, recipe.seed, recipe.finetune.quantiles or ()
     )
     return [*answers, best]
+
+
+def _of_records(recipe: Recipe, rows: Any, values: Any, cells: dict[str, Any]) -> list[Any]:
+    """Fit a linear model on cells, n-grams of texts and pixels of images side by side."""
+    from danlu.evaluate import baseline as baselines
+
+    blocks, about = [cells] if cells else [], {"cells": cells["train"].shape[1] if cells else 0}
+    for column in recipe.table.texts:
+        texts = {name: [row.get(column) or "" for row in part] for name, part in rows.items()}
+        features, how = baselines.tfidf(texts, recipe.baseline)
+        blocks.append(features)
+        about |= {f"{key} of {column}": value for key, value in how.items()}
+    for column in recipe.table.images:
+        files = {name: [row.get(column) for row in part] for name, part in rows.items()}
+        shape = usual_shape(blob for blob in files["train"] if isinstance(blob, bytes))
+        encoder = ImageEncoder(*shape, whole=True)
+        blocks.append({name: _pixels(encoder, part) for name, part in files.items()})
+        about[f"pixels of {column}"] = f"{shape[0]} × {shape[1]}"
+    return baselines.mixed(
+        blocks, values, recipe.data.kind, recipe.baseline, recipe.seed, about,
+        with_texts=bool(recipe.table.texts),
+    )  # fmt: skip
+
+
+def _pixels(encoder: ImageEncoder, files: list[Any]) -> NDArray[np.float32]:
+    """Return each image as a row of features; zeros where there is none."""
+    there = [row for row, blob in enumerate(files) if isinstance(blob, bytes)]
+    found = np.zeros((len(files), int(np.prod(encoder.shape))), np.float32)
+    if there:
+        found[there] = flatten(encoder.encode([files[row] for row in there]).images)
+    return found
 
 
 def _of_images(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from danlu.batch import PADDING, Batch
-from danlu.data.modality import NUM_SPECIAL, Spec
+from danlu.data.modality import Spec
 
 
 def for_causal(batch: Batch) -> Batch:
@@ -30,7 +30,7 @@ def for_masked(batch: Batch, probability: float, spec: Spec, generator: Any) -> 
     would be copied, not foretold. A document always has at least one chosen position.
     """
     ids, owner = batch.ids_BT.numpy(), batch.document_BT.numpy()
-    open_ = (owner != PADDING) & (ids >= NUM_SPECIAL)
+    open_ = (owner != PADDING) & (ids >= spec.num_fixed)
     chosen = (generator.random(ids.shape) < probability) & open_
     lucky = np.where(open_, generator.random(ids.shape), -1.0)
     for document in np.setdiff1d(owner[open_], owner[chosen]):  # few: short ones alone
@@ -38,7 +38,9 @@ def for_masked(batch: Batch, probability: float, spec: Spec, generator: Any) -> 
     valued = ids >= spec.first_value_id
     fate = np.where(valued, 0.0, generator.random(ids.shape))
     hidden = np.where(chosen & (fate < 0.8), spec.hide(ids), ids)
-    random = generator.integers(NUM_SPECIAL, max(spec.first_value_id, NUM_SPECIAL + 1), ids.shape)
+    random = generator.integers(
+        spec.num_fixed, max(spec.first_value_id, spec.num_fixed + 1), ids.shape
+    )
     hidden = np.where(chosen & (fate >= 0.9), random, hidden)
     return replace(
         _without(batch, chosen),
@@ -51,7 +53,7 @@ def for_masked(batch: Batch, probability: float, spec: Spec, generator: Any) -> 
 def hide(batch: Batch, probability: float, spec: Spec, generator: Any) -> Batch:
     """Hide input positions at random, so that a model cannot lean on a few."""
     ids = batch.ids_BT.numpy()
-    chosen = (generator.random(ids.shape) < probability) & (ids >= NUM_SPECIAL)
+    chosen = (generator.random(ids.shape) < probability) & (ids >= spec.num_fixed)
     batch = _without(batch, chosen)
     hidden = np.where(chosen, spec.hide(ids), ids)
     return replace(batch, ids_BT=torch.from_numpy(hidden), hidden_UK=None, hidden_slots_U=None)

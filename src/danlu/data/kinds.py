@@ -7,16 +7,12 @@ encoder makes of records.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
-
 from danlu.artifact import read_json
-from danlu.data import table as tables
 from danlu.data import text
 from danlu.data.clean import scrub
 from danlu.data.events_kind import Events
@@ -24,17 +20,13 @@ from danlu.data.media import Audio, Image
 from danlu.data.modality import Documents, Spec
 from danlu.data.privacy import KINDS
 from danlu.data.series_kind import Series
-from danlu.data.split import NAMES, TRAIN
+from danlu.data.split import NAMES, TRAIN, cells
+from danlu.data.table_kind import Table
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
 
 Row = dict[str, Any]
 _SAMPLES, _SHOWN = 5, 60  # training texts that the report shows as tokens, and how many of those
-
-
-def _split(data: Path, name: str, column: str) -> list[Any]:
-    cells: list[Any] = pq.read_table(data / f"{name}.parquet", columns=[column])[column].to_pylist()
-    return cells
 
 
 class Reader(Protocol):
@@ -163,7 +155,7 @@ class Text:
 
     def records(self, data: Path, name: str) -> list[str]:
         """Return the texts of a split."""
-        return [str(cell) for cell in _split(data, name, "text")]
+        return [str(cell) for cell in cells(data, name, "text")]
 
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Train the tokenizer on the training split, and tokenise every split."""
@@ -179,7 +171,7 @@ class Text:
             texts = self.records(data, name)
             encoded, lengths = encoder(texts)
             if name == TRAIN:
-                labels = _split(data, name, "label")
+                labels = cells(data, name, "label")
                 report["samples"] = [
                     {
                         "pieces": encoder.pieces(ids[:_SHOWN].tolist()),
@@ -220,100 +212,6 @@ class Text:
             raise FileNotFoundError(f"there is no {path.name}")
         causal = bool(config["backbone"]["causal"])
         return TextReader(text.Encoder.load(path, config["max_length"], causal), config)
-
-
-class TableReader:
-    """Reads rows of a table."""
-
-    def __init__(self, encoder: tables.TableEncoder) -> None:
-        self.encoder, self.spec = encoder, encoder.spec
-
-    def clean(self, record: Row) -> Row | None:
-        """Keep the cells; nothing remains of a row in which all are empty."""
-        cells = {name: tables.tidy(cell) for name, cell in record.items()}
-        return None if all(cell is None for cell in cells.values()) else cells
-
-    def read(self, records: Sequence[Row]) -> tuple[Documents, list[Row]]:
-        """Encode rows; an answer counts what was missing, unreadable, unknown or extreme."""
-        return self.encoder.encode(records), [self.encoder.count([r]) for r in records]
-
-    def parse(self, question: Any) -> Row:
-        """Take an object with a cell for each column."""
-        if not isinstance(question, dict):
-            raise InputError("a row is an object: {column: value, …}")
-        known = {column.source for column in self.encoder.columns}
-        if not known & question.keys():
-            names = ", ".join(sorted(known))
-            raise InputError(f"the row has none of the columns that the model reads: {names}")
-        return question
-
-
-class Table:
-    """Tables."""
-
-    files: tuple[str, ...] = (tables.FILE,)
-
-    def named(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the columns that are to be read, or are given a kind."""
-        own = recipe.table
-        return tuple(dict.fromkeys(own.columns + own.numeric + own.categorical + own.dates))
-
-    def refiner(self, recipe: Recipe) -> Callable[[Row], None]:
-        """Keep the cells that may be read, as JSON."""
-        data = recipe.data
-        kind, _, column = (data.split.by or "").partition(":")
-        away = {data.label, *recipe.table.ignore, *([column] if kind in ("group", "time") else [])}
-        wanted = recipe.table.columns
-
-        def refine(row: Row) -> None:
-            record = row.pop("record", None)
-            if record is None:
-                return
-            cells = {name: tables.tidy(record.get(name)) for name in wanted or record}
-            cells = {name: cell for name, cell in cells.items() if name not in away}
-            given = any(cell is not None for cell in cells.values())
-            row["text"] = json.dumps(cells, ensure_ascii=False) if given else None
-
-        return refine
-
-    def records(self, data: Path, name: str) -> list[Row]:
-        """Return the rows of a split."""
-        return [json.loads(row) for row in _split(data, name, "text")]
-
-    def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
-        """Fit the columns on the training split, and encode every split."""
-        records = {name: self.records(data, name) for name in NAMES}
-        whole = recipe.model.backbone != "transformer"
-        encoder = tables.TableEncoder.fit(records[TRAIN], recipe.table, whole)
-        encoder.save(folder)
-        report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}, **encoder.describe()}
-        for name in NAMES:
-            encoder.encode(records[name]).save(folder, name)
-            report["splits"][name] = {
-                "documents": len(records[name]), **encoder.count(records[name])
-            }  # fmt: skip
-        return report
-
-    def seen(self, recipe: Recipe, report: Row) -> str:  # noqa: ARG002 - the report says it all
-        """Say how many columns of each kind there are."""
-        of_kind = [column["kind"] for column in report["columns"]]
-        left = f"; left out: {', '.join(report['left_out'])}" if report["left_out"] else ""
-        return (
-            f"{of_kind.count('number')} columns of numbers, {of_kind.count('category')} of "
-            f"categories; {report['splits'][TRAIN]['missing']:,} training cells are missing{left}"
-        )
-
-    def documents(self, folder: Path, name: str) -> Documents:
-        """Map the documents of a split."""
-        return tables.TableEncoder.load(folder).load_documents(folder, name)
-
-    def spec(self, folder: Path) -> Spec:
-        """Return what the columns came to."""
-        return tables.TableEncoder.load(folder).spec
-
-    def reader(self, folder: Path, config: Row) -> TableReader:  # noqa: ARG002 - the encoder's file holds all
-        """Read the encoder."""
-        return TableReader(tables.TableEncoder.load(folder))
 
 
 _OF_ROWS: dict[str, RowKind] = {

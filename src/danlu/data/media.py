@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from danlu.batch import Batch
@@ -24,8 +23,8 @@ from danlu.data.image import FILE as IMAGE_FILE
 from danlu.data.image import ImageEncoder, usual_shape
 from danlu.data.modality import Documents, Encoder, Spec
 from danlu.data.raster import encode_png, fault
-from danlu.data.sources import BLOBS
-from danlu.data.split import NAMES, TRAIN
+from danlu.data.sources import blobs
+from danlu.data.split import NAMES, TRAIN, cells
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
 
@@ -98,6 +97,25 @@ def content(record: Row, column: str | None, beside: Path | None) -> bytes | str
     return path.read_bytes() if path.is_file() else "no such file"
 
 
+def fit_images(recipe: Recipe, records: Sequence[bytes]) -> ImageEncoder:
+    """Return the encoder that the recipe describes, fitted on training images."""
+    given = recipe.image
+    height, width, channels = given.height, given.width, given.channels
+    if height is None or width is None or channels is None:
+        usual = usual_shape(records)
+        height, width, channels = height or usual[0], width or usual[1], channels or usual[2]
+    return ImageEncoder(
+        height=height,
+        width=width,
+        channels=channels,
+        patch=given.patch,
+        whole=recipe.model.backbone != "transformer",
+        fit=given.fit,
+        max_pixels=given.max_pixels,
+        augment=Augment(**given.augment.model_dump()),
+    ).fitted(records)
+
+
 class _Media(ABC):
     """What images and sounds have in common."""
 
@@ -121,19 +139,15 @@ class _Media(ABC):
                 row["reason"] = reason
             if isinstance(found, bytes):
                 row["text"] = hashlib.sha256(found).hexdigest()
-                row["blob"] = None if reason else found
+                row["blobs"] = {} if reason else {"": found}
 
         return refine
 
     def records(self, data: Path, name: str) -> list[bytes]:
         """Return the files of a split."""
-        ids = pq.read_table(data / f"{name}.parquet", columns=["id"])["id"].to_pylist()
-        wanted, found = set(ids), {}
-        for shard in sorted(data.glob(f"{BLOBS}-*.parquet")):
-            table = pq.read_table(shard)
-            pairs = zip(table["id"].to_pylist(), table["blob"], strict=True)
-            found.update({number: blob.as_py() for number, blob in pairs if number in wanted})
-        return [found[number] for number in ids]
+        ids = cells(data, name, "id")
+        found = blobs(data, ids)
+        return [found[number][""] for number in ids]
 
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit the encoder on the training split, and encode every split."""
@@ -151,8 +165,7 @@ class _Media(ABC):
                 **(asdict(counts) if counts is not None else {}),
             }  # fmt: skip
             if name == TRAIN:
-                labels = pq.read_table(data / "train.parquet", columns=["label"])["label"]
-                shown = zip(records[:_SAMPLES], labels.to_pylist(), strict=False)
+                shown = zip(records[:_SAMPLES], cells(data, name, "label"), strict=False)
                 report["samples"] = [
                     {"label": label, **self._sample(encoder, record)} for record, label in shown
                 ]
@@ -204,21 +217,7 @@ class Image(_Media):
         return lambda blob: fault(blob, recipe.image.max_pixels)
 
     def _fit(self, recipe: Recipe, records: list[bytes]) -> ImageEncoder:
-        given = recipe.image
-        height, width, channels = given.height, given.width, given.channels
-        if height is None or width is None or channels is None:
-            usual = usual_shape(records)
-            height, width, channels = height or usual[0], width or usual[1], channels or usual[2]
-        return ImageEncoder(
-            height=height,
-            width=width,
-            channels=channels,
-            patch=given.patch,
-            whole=recipe.model.backbone != "transformer",
-            fit=given.fit,
-            max_pixels=given.max_pixels,
-            augment=Augment(**given.augment.model_dump()),
-        ).fitted(records)
+        return fit_images(recipe, records)
 
     def _load(self, folder: Path) -> ImageEncoder:
         return ImageEncoder.load(folder)

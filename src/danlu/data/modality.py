@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from danlu.batch import PADDING, Batch
+from danlu.batch import PADDING, Batch, ValueKind
 
 PAD, MASK, BEGIN, END = "<pad>", "<mask>", "<bos>", "<eos>"
 SPECIAL = (PAD, MASK, BEGIN, END)
@@ -36,6 +36,8 @@ class Spec:
     ----------
     vocab_size : int
         Discrete ids; the first four are padding, mask, begin and end.
+    num_fixed : int
+        So many of the first ids are never hidden, nor put in place of others.
     value_dims : int
         K, the numbers in a value; 0 where no position carries one.
     value_ids : int
@@ -49,6 +51,9 @@ class Spec:
     value_shape : tuple of int, optional
         H, W and C, where each value is a whole image: its numbers stand in that order, the
         channels of a pixel side by side.
+    value_kinds : tuple of ValueKind
+        Where values are of several kinds, in the order of their ids: `value_dims` is then the
+        most numbers that one has, and `shared` says nothing.
     """
 
     vocab_size: int
@@ -57,6 +62,14 @@ class Spec:
     shared: bool = True
     hidden: tuple[int, ...] | None = None
     value_shape: tuple[int, int, int] | None = None
+    value_kinds: tuple[ValueKind, ...] = ()
+    num_fixed: int = NUM_SPECIAL
+
+    @property
+    def kinds(self) -> tuple[ValueKind, ...]:
+        """The kinds of values, be they one or several, or none."""
+        one = (ValueKind(self.value_ids, self.value_dims, self.shared),) if self.value_ids else ()
+        return self.value_kinds or one
 
     @property
     def first_value_id(self) -> int:
@@ -132,6 +145,7 @@ def lay_end_to_end(
     slots: NDArray[np.int64] | None = None,
     *,
     ordered: bool = True,
+    position: NDArray[np.int64] | None = None,
 ) -> Batch:
     """Lay documents whose ids stand end to end in one row of a batch.
 
@@ -147,20 +161,24 @@ def lay_end_to_end(
         Ascending, as the values.
     ordered : bool
         Whether the positions of a document have an order; without one all stand at 0.
+    position : NDArray of int64, shape (total,), optional
+        Where each stands, if neither is so.
     """
     total = len(ids)
     length = even(total)
     laid = np.full((1, length), PAD_ID, np.int64)
     owner = np.full((1, length), PADDING, np.int64)
-    position = np.zeros((1, length), np.int64)
+    place = np.zeros((1, length), np.int64)
     laid[0, :total] = ids
     owner[0, :total] = np.repeat(np.arange(len(sizes)), sizes)
-    if ordered:
+    if position is not None:
+        place[0, :total] = position
+    elif ordered:
         begins = np.cumsum(sizes) - sizes
-        position[0, :total] = np.arange(total) - np.repeat(begins, sizes)
+        place[0, :total] = np.arange(total) - np.repeat(begins, sizes)
     batch = Batch(
         ids_BT=torch.from_numpy(laid),
-        position_BT=torch.from_numpy(position),
+        position_BT=torch.from_numpy(place),
         document_BT=torch.from_numpy(owner),
         num_documents=len(sizes),
         row_N=torch.from_numpy(np.asarray(rows, np.int64)),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -283,7 +283,8 @@ def ingest(
     columns : Columns
     folder : Path
         Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard. Images and
-        sounds go into ``blobs-00000.parquet`` and so on beside it.
+        sounds, which a refined row holds by column under ``blobs``, go into
+        ``blobs-00000.parquet`` and so on beside it.
     refine : callable
         Cleans and redacts a row before it is written.
 
@@ -303,9 +304,9 @@ def ingest(
 
     def flush() -> None:
         nonlocal number, held
-        blobs = [(row["id"], blob) for row in shard if (blob := row.pop("blob", None)) is not None]
-        if blobs:
-            columns = dict(zip(("id", "blob"), zip(*blobs, strict=True), strict=True))
+        triples = [(row["id"], *pair) for row in shard for pair in row.pop("blobs", {}).items()]
+        if triples:
+            columns = dict(zip(("id", "column", "blob"), zip(*triples, strict=True), strict=True))
             pq.write_table(pa.table(columns), folder.parent / f"{BLOBS}-{number:05d}.parquet")
         if shard:
             table = pa.Table.from_pylist(shard, schema=SCHEMA)
@@ -319,7 +320,7 @@ def ingest(
             place = {"id": rows, "source": file.source.name, "file": file.name}
             shard.append(refine({**place, **row}))
             rows += 1
-            held += len(shard[-1].get("blob") or b"")
+            held += sum(map(len, shard[-1].get("blobs", {}).values()))
             if len(shard) == _SHARD_ROWS or held > _SHARD_BYTES:
                 flush()
         if rows == before:
@@ -327,6 +328,20 @@ def ingest(
         records.append({**file.record(), "rows": rows - before})
     flush()
     return records
+
+
+def blobs(data: Path, ids: Iterable[int]) -> dict[int, dict[str, bytes]]:
+    """Return the images or sounds of rows of a data artifact, by the row's id and the column."""
+    wanted, found = set(ids), dict[int, dict[str, bytes]]()
+    for shard in sorted(data.glob(f"{BLOBS}-*.parquet")):
+        table = pq.read_table(shard)
+        names = zip(
+            table["id"].to_pylist(), table["column"].to_pylist(), table["blob"], strict=True
+        )
+        for number, column, blob in names:
+            if number in wanted:
+                found.setdefault(number, {})[column] = blob.as_py()
+    return found
 
 
 def _read(file: File, columns: Columns) -> Iterator[dict[str, Any]]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from danlu.errors import DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 NAMES = (TRAIN, VALIDATION, TEST)
+
+
+def cells(data: Path, name: str, column: str) -> list[Any]:
+    """Return a column of one split of a data artifact."""
+    found: list[Any] = pq.read_table(data / f"{name}.parquet", columns=[column])[column].to_pylist()
+    return found
 
 
 def by_cluster(

@@ -57,8 +57,8 @@ def date(cell: Any) -> datetime | None:
 
 
 def tidy(cell: Any) -> Any:
-    """Return a cell as JSON can hold it; None where nothing stands in it."""
-    if cell is None or cell != cell:  # NaN differs from itself
+    """Return a cell as JSON can hold it; None where nothing stands in it, or a file's bytes."""
+    if cell is None or cell != cell or isinstance(cell, bytes):  # NaN differs from itself
         return None
     if isinstance(cell, (bool, int, float)):
         return str(cell).lower() if isinstance(cell, bool) else cell
@@ -225,13 +225,15 @@ class TableEncoder:
         object.__setattr__(self, "spec", self._spec())
 
     @classmethod
-    def fit(cls, records: Sequence[Record], settings: Table, whole: bool) -> TableEncoder:
-        """Look at the training split.
+    def fit(
+        cls, records: Sequence[Record], settings: Table, whole: bool, *, alone: bool = True
+    ) -> TableEncoder:
+        """Look at the training split; without a column to read there must be more than cells.
 
         Raises
         ------
         DataError
-            If no column is left to read, or a named one is not there.
+            If no column is left to read and cells are `alone`.
         """
         names = settings.columns or tuple(dict.fromkeys(key for r in records for key in r))
         kinds: dict[str, Kind] = {
@@ -258,7 +260,7 @@ class TableEncoder:
             columns += [column for column in found if column is not None]
             if not any(found):
                 left_out[name] = "the same in every training row"
-        if not columns:
+        if alone and not columns:
             told = "; ".join(f"{name!r}: {why}" for name, why in left_out.items())
             raise DataError(f"no column is left to read ({told})", where="table.columns")
         return cls(tuple(sorted(columns, key=lambda c: c.kind != "number")), whole, left_out)

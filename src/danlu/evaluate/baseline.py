@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -84,6 +85,17 @@ def fit(
     checkpoints are: a baseline that was not tuned proves nothing.
     """
     trivial = _trivial(truth["train"], len(texts["test"]), task)
+    features, about = tfidf(texts, settings)
+    name = "tfidf-ridge" if task == "regress" else "tfidf-logreg"
+    strengths = settings.inverse_regularization
+    return [trivial, _chosen(name, features, truth, task, strengths, seed, about)]
+
+
+def tfidf(texts: dict[str, list[str]], settings: Baseline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the splits' texts as sparse vectors of n-grams, and how they were made.
+
+    Counted and weighed on the training split alone (Spärck Jones, 1972).
+    """
     unit, lengths = analyzer(texts["train"], settings.analyzer)
     if unit == "word" and not any(map(_WORD.search, texts["train"])):
         unit, lengths = "char", (1, 3)  # texts of signs alone hold no word
@@ -95,9 +107,40 @@ def fit(
     )  # fmt: skip
     features = {"train": vectorizer.fit_transform(texts["train"])}
     features |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
-    about = {"analyzer": unit, "ngrams": list(lengths)}
-    name = "tfidf-ridge" if task == "regress" else "tfidf-logreg"
+    return features, {"analyzer": unit, "ngrams": list(lengths)}
+
+
+def mixed(
+    blocks: Sequence[dict[str, Any]],
+    truth: dict[str, NDArray[Any]],
+    task: str,
+    settings: Baseline,
+    seed: int,
+    about: dict[str, Any],
+    *,
+    with_texts: bool,
+) -> list[Answer]:
+    """Fit the trivial model, and a linear one on several sets of features side by side.
+
+    Parameters
+    ----------
+    blocks : sequence of dict of str to array or sparse array, shape (n, d)
+        The splits' rows as vectors, for each kind of data.
+    truth, task, seed
+        As for :func:`fit`.
+    settings : Baseline
+    about : dict
+        What the settings are to say of the features.
+    with_texts : bool
+        Whether TF-IDF is among them, which gives the linear model its name.
+    """
+    features = {
+        name: sparse.hstack([sparse.csr_array(block[name]) for block in blocks], format="csr")
+        for name in blocks[0]
+    }
+    name = ("tfidf-" if with_texts else "") + ("ridge" if task == "regress" else "logreg")
     strengths = settings.inverse_regularization
+    trivial = _trivial(truth["train"], features["test"].shape[0], task)
     return [trivial, _chosen(name, features, truth, task, strengths, seed, about)]
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from danlu.batch import ValueKind
 from danlu.model import fast
 from danlu.model.fast import ACTIVATIONS, Layout
-from danlu.model.values import Intake, Values, placed
+from danlu.model.values import Intake, SeveralValues, Values, matrices, placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ class BackboneConfig:
     tie_embeddings : bool
         Whether the output matrix over the vocabulary is the input embedding.
     value_dims, value_ids, shared_values
-        Of continuous values, see :class:`danlu.model.values.Values`; 0 where there are none.
+        Of continuous values, see :class:`danlu.batch.ValueKind`; 0 where there are none.
+    value_kinds : tuple of ValueKind
+        Where they are of several kinds, in the order of their ids: `value_dims` is then the
+        most that one has, and `value_ids` all of them.
     """
 
     vocab_size: int
@@ -64,8 +68,15 @@ class BackboneConfig:
     value_dims: int = 0
     value_ids: int = 0
     shared_values: bool = True
+    value_kinds: tuple[ValueKind, ...] = ()
 
     def __post_init__(self) -> None:
+        kinds = tuple(ValueKind(*kind) for kind in self.value_kinds)  # JSON has lists
+        object.__setattr__(self, "value_kinds", kinds)
+        if kinds and self.value_ids != sum(kind.num_ids for kind in kinds):
+            raise ValueError("value_kinds must have value_ids in all")
+        if kinds and self.value_dims != max(kind.dims for kind in kinds):
+            raise ValueError("value_dims must be the most numbers of value_kinds")
         sizes = "vocab_size num_layers dim num_heads num_kv_heads head_dim hidden_dim"
         for name in sizes.split():
             if getattr(self, name) < 1:
@@ -103,12 +114,13 @@ class Inputs(nn.Module):
         return placed(x_BTD, self.values(values_UK, ids_BT.reshape(-1)[slots_U]), slots_U)
 
 
-def values_in(config: Any) -> Values | None:
-    """Return the matrices that take the values in, if there are values."""
+def values_of(config: Any, *, out: bool = False) -> Values | SeveralValues | None:
+    """Return the matrices that take the values in (or give them, if `out`), if there are any."""
     if not config.value_dims:
         return None
-    first = config.vocab_size - config.value_ids
-    return Values(config.value_dims, config.dim, first, config.value_ids, config.shared_values)
+    one = ValueKind(config.value_ids, config.value_dims, config.shared_values)
+    kinds = getattr(config, "value_kinds", ()) or (one,)
+    return matrices(kinds, config.dim, config.vocab_size - config.value_ids, out=out)
 
 
 class RMSNorm(nn.Module):
@@ -230,7 +242,7 @@ class Backbone(Inputs):
         self.config = config
         self.checkpoint = False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.values = values_in(config)
+        self.values = values_of(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_epsilon)
@@ -251,9 +263,10 @@ class Backbone(Inputs):
                     std /= (2 * self.config.num_layers) ** 0.5
                 nn.init.normal_(module.weight, std=std)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        if isinstance(self.values, Values):
-            # As large as the ids they stand with: a patch must not drown its place.
-            nn.init.normal_(self.values.weight, std=0.02 * self.config.value_dims**-0.5)
+        for module in self.modules():
+            if isinstance(module, Values):
+                # As large as the ids they stand with: a patch must not drown its place.
+                nn.init.normal_(module.weight, std=0.02 * module.weight.shape[1] ** -0.5)
 
     def forward(
         self,

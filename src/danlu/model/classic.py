@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.batch import PADDING
-from danlu.model.backbone import Inputs, values_in
+from danlu.model.backbone import Inputs, values_of
 from danlu.model.convnet import ConvNet
 from danlu.model.fast import ACTIVATIONS, Layout
 from danlu.model.norms import BatchNorm, NormKind, norm
@@ -195,7 +195,7 @@ def _layer(config: ClassicConfig, number: int) -> nn.Module:
 def _intake(config: ClassicConfig) -> Intake | None:
     """Return what takes the values in, if there are values."""
     if config.value_shape is None:
-        return values_in(config)
+        return values_of(config)
     return ConvNet(
         config.value_shape,
         config.num_layers,

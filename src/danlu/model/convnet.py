@@ -99,14 +99,14 @@ class ConvNet(Intake):
         out: Tensor = self.out(left_UM)
         return out
 
-    def multiply_adds(self, num_values: int) -> int:
-        """Return those of taking so many images in."""
+    def multiply_adds(self, id_U: Tensor) -> int:
+        """Return those of taking images in."""
         height, width = self.shape[:2]
         total = self.out.weight.numel()
         for stage, filters in enumerate(self.filters):
             weights = sum(p.numel() for p in filters.parameters() if p.ndim > 1)
             total += weights * (height >> stage) * (width >> stage)
-        return num_values * total
+        return len(id_U) * total
 
 
 def _filters(num_in: int, num_out: int, bias: bool) -> nn.Conv2d:

@@ -32,7 +32,9 @@ def useful(model: Model, batch: Batch) -> int:
     """
     backbone, head = model.backbone.multiply_adds(batch.document_BT), model.head
     if model.backbone.values is not None and batch.values_UK is not None:
-        backbone += model.backbone.values.multiply_adds(len(batch.values_UK))
+        assert batch.slots_U is not None
+        ids_U = batch.ids_BT.reshape(-1)[batch.slots_U]
+        backbone += model.backbone.values.multiply_adds(ids_U)
     if isinstance(head, DocumentHead):
         own = head.score.weight.numel() * batch.num_tokens
         own += head.output.weight.numel() * batch.num_documents
@@ -41,9 +43,10 @@ def useful(model: Model, batch: Batch) -> int:
     elif isinstance(head, RebuildHead):
         own = sum(p.numel() for p in head.parameters() if p.ndim == 2) * batch.num_tokens
     elif isinstance(head, FillingHead):
-        assert batch.hidden_UK is not None
+        assert batch.target_BT is not None
+        assert batch.hidden_slots_U is not None
         own = _of_tokens(model, head.tokens, batch)
-        own += batch.hidden_UK.numel() * model.backbone.config.dim
+        own += head.values.multiply_adds(batch.target_BT.reshape(-1)[batch.hidden_slots_U])
     else:
         own = _of_tokens(model, head, batch)
     return _MULTIPLY_ADD * _PASSES * (backbone + own)

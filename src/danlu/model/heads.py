@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from danlu.batch import PADDING, Batch
 from danlu.model import fast
-from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm
+from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm, values_of
 from danlu.model.classic import Classic, ClassicConfig
 from danlu.model.initialise import Initialiser, initialise
 from danlu.model.outlook import ForecastHead, RebuildHead
-from danlu.model.values import Values
+from danlu.model.values import SeveralValues, Values
 
 Config = BackboneConfig | ClassicConfig
 
@@ -86,10 +86,13 @@ class Filled(NamedTuple):
         Of the positions that hold an id alone.
     values_UK : Tensor
         Of the positions that carry a value, in the batch's order.
+    share_U : Tensor
+        In (0, 1]: the share of the K numbers that each value has; the others are zeros.
     """
 
     scores: Scores
     values_UK: Tensor
+    share_U: Tensor
 
 
 class TokenHead(nn.Module):
@@ -211,11 +214,11 @@ class FillingHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.tokens = TokenHead(config, transform=True)
-        first = config.vocab_size - config.value_ids
-        self.values = Values(
-            config.dim, config.value_dims, first, config.value_ids, config.shared_values
-        )
-        nn.init.zeros_(self.values.weight)  # an untrained head says the mean of everything
+        values = values_of(config, out=True)
+        assert values is not None, "there are no values to fill in"
+        self.values: Values | SeveralValues = values
+        for weight in self.values.parameters():
+            nn.init.zeros_(weight)  # an untrained head says the mean of everything
 
     def forward(self, hidden_BTD: Tensor, batch: Batch, embedding_VD: Tensor) -> Filled:
         """Return what was hidden in the batch."""
@@ -225,7 +228,8 @@ class FillingHead(nn.Module):
         assert slots_U is not None, "the batch hides no values"
         scores = self.tokens(hidden_BTD, weight_BT, embedding_VD)
         hidden_UD = hidden_BTD.flatten(0, 1)[slots_U].float()
-        return Filled(scores, self.values(hidden_UD, batch.target_BT.reshape(-1)[slots_U]))
+        id_U = batch.target_BT.reshape(-1)[slots_U]
+        return Filled(scores, self.values(hidden_UD, id_U), self.values.share(id_U))
 
 
 Head = TokenHead | FillingHead | DocumentHead | ForecastHead | RebuildHead

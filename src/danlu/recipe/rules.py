@@ -20,9 +20,9 @@ def attribute(name: str) -> str:
 
 
 RESERVED = frozenset({
-    "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "least-squares",
-    "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets", "ets-long",
-    "isolation-forest", "popular", "popular-recent", "item-knn", "item-knn-recency",
+    "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "ridge",
+    "least-squares", "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets",
+    "ets-long", "isolation-forest", "popular", "popular-recent", "item-knn", "item-knn-recency",
     "item-knn-sequential",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
@@ -173,6 +173,11 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             data.modality == "table" and backbone in ("cnn", "lstm", "gru"),
             "model.backbone",
             "a table's columns have no order; choose transformer, mlp or linear",
+        ),
+        (
+            bool(recipe.table.apart) and backbone in ("mlp", "linear"),
+            "model.backbone",
+            f"{backbone!r} takes a row as one vector; texts and images need a transformer",
         ),
         (
             data.modality == "image" and backbone in ("lstm", "gru"),
@@ -342,21 +347,23 @@ def _idle_sections(recipe: Recipe) -> list[tuple[str, str]]:
         for n in ("tokenizer", "table", "image", "audio", "series", "events")
         if getattr(recipe, n) != fields[n].default
     }
-    own = {"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)
+    table = recipe.table
+    own = {{"text": "tokenizer"}.get(recipe.data.modality, recipe.data.modality)}
+    own |= {"tokenizer"} if table.texts else set()
+    own |= {"image"} if table.images else set()
     problems = [
         (name, f"has no meaning for data.modality {recipe.data.modality!r}")
-        for name in sorted(given - {own})
+        for name in sorted(given - own)
     ]
     if recipe.data.modality != "text":
         problems += [
             (f"data.{key}", "is for texts alone")
-            for key in ("redact", "text")
+            for key in (("text",) if table.texts else ("redact", "text"))
             if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default
         ]
         if recipe.data.clean.near_duplicates == "drop" or recipe.data.split.by == "near-duplicate":
             problems.append(("data", "near-duplicates are looked for in texts alone"))
-    table = recipe.table
-    kinds = [*table.numeric, *table.categorical, *table.dates, *table.ignore]
+    kinds = [*table.numeric, *table.categorical, *table.dates, *table.ignore, *table.apart]
     if twice := sorted({name for name in kinds if kinds.count(name) > 1}):
         problems.append(("table", f"the column {twice[0]!r} is given two kinds"))
     return problems

@@ -230,10 +230,31 @@ class Table(Section):
     """Columns of names, codes or grades."""
     dates: tuple[str, ...] = ()
     """Columns of ISO 8601 dates, read as a count of days, the month and the day of the week."""
+    texts: tuple[str, ...] = ()
+    """Columns of free text, read token by token beside the cells, see `[tokenizer]`."""
+    images: tuple[str, ...] = ()
+    """Columns of images, read patch by patch, see `[image]`: a file's bytes, or a path from the
+    file that names it."""
     bins: Annotated[int, Field(ge=0, le=256)] | None = None
     """Quantiles that a number is also placed among (piecewise-linear encoding); 0 for none."""
     min_count: Positive = 5
     """Training rows that a category needs; rarer ones are read as "other"."""
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """The columns that are no cells: texts and images."""
+        return self.texts + self.images
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All columns to read, or none where all are."""
+        return tuple(dict.fromkeys(self.columns + self.apart)) if self.columns else ()
+
+    @property
+    def of_cells(self) -> Table:
+        """What is said of the cells alone."""
+        columns = tuple(name for name in self.columns if name not in self.apart)
+        return self.model_copy(update={"columns": columns, "ignore": self.ignore + self.apart})
 
 
 class Model(Section):

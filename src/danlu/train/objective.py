@@ -61,13 +61,15 @@ def filling() -> Objective:
     """Cross-entropy of hidden ids, and half the mean squared error of hidden values.
 
     In nats a position: half the squared error is, up to a constant, the negative logarithm
-    of a normal density of variance 1, which is that of standardised values.
+    of a normal density of variance 1, which is that of standardised values. The mean is over a
+    value's own numbers, not over what fills a short one up.
     """
 
     def total(filled: Any, batch: Batch) -> Tensor:
         loss: Tensor = filled.scores.loss(_given(batch.target_BT), _given(batch.weight_BT))
         error_UK: Tensor = filled.values_UK - _given(batch.hidden_UK)
-        return loss + 0.5 * error_UK.square().mean(-1).sum()
+        error: Tensor = (error_UK.square().mean(-1) / filled.share_U).sum()
+        return loss + 0.5 * error
 
     def count(batch: Batch) -> float:
         return float(_given(batch.weight_BT).sum()) + len(_given(batch.hidden_UK))
