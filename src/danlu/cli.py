@@ -312,15 +312,17 @@ def _record(engine: Any, question: str) -> Any:
     if engine.modality == "text":
         return question
     if engine.modality in ("image", "audio"):
-        path = Path(question)
-        if not path.is_file():
-            raise InputError("there is no such file", where=question)
+        blob = _bytes_of(question)
         try:
-            return engine.reader.parse(path.read_bytes())
+            return engine.reader.parse(blob)
         except InputError as error:
             raise InputError(error.what, where=question) from None
     try:
-        return engine.reader.parse(json.loads(question))
+        row = json.loads(question)
+        for name in getattr(engine.reader, "images", ()):
+            if isinstance(row, dict) and row.get(name):
+                row[name] = _bytes_of(str(row[name]))
+        return engine.reader.parse(row)
     except ValueError:
         raise InputError(
             "this is not JSON",
@@ -329,6 +331,15 @@ def _record(engine: Any, question: str) -> Any:
             if engine.modality == "events"
             else 'give a row as {"column": value, …}',
         ) from None
+
+
+def _bytes_of(path: str) -> bytes:
+    """Return what a file holds that a question names."""
+    from danlu.errors import InputError
+
+    if not Path(path).is_file():
+        raise InputError("there is no such file", where=path)
+    return Path(path).read_bytes()
 
 
 def _lines_of_series(answer: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from rich.text import Text
 from danlu.artifact import read_json
 from danlu.audit import leaks
 from danlu.batch import Batch
-from danlu.data import kinds, text
+from danlu.data import kinds, record_encoder, text
 from danlu.data.hide import for_causal, for_masked
-from danlu.data.modality import Spec
+from danlu.data.modality import Documents, Spec
+from danlu.data.record_encoder import RecordEncoder
 from danlu.log import Screen
 from danlu.pipeline import prepare_data
 from danlu.recipe import Recipe
@@ -89,18 +91,30 @@ def _texts(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str,
     path = paths["tokenizer"] / text.FILE
     encoder = text.Encoder.load(path, length, bool(recipe.model.causal))
     documents = text.Documents.load(paths["tokenizer"], "train")
+    labels = train["label"].to_pylist()
     return {
         "max_length": length,
         "idle": _without_loss(recipe, documents, spec),
-        "examples": _examples(recipe, documents, train["label"].to_pylist(), encoder, spec),
+        "examples": _examples(
+            recipe, documents, lambda row: labels[documents.text_N[row]], encoder.pieces, spec
+        ),
     }
 
 
-def _rows(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:  # noqa: ARG001 - one signature for all kinds
+def _rows(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:
     """Return how the model will read each column, and a few rows."""
     report = read_json(paths["tokenizer"] / "report.json")
-    examples = train.slice(0, _EXAMPLES).select(["row", "text", "label"]).to_pylist()
-    return {"columns": report["columns"], "left_out": report["left_out"], "examples": examples}
+    found = {"columns": report["columns"], "left_out": report["left_out"]}
+    encoder = record_encoder.load(paths["tokenizer"])
+    if not isinstance(encoder, RecordEncoder):
+        rows = train.slice(0, _EXAMPLES).select(["row", "text", "label"])
+        return found | {"examples": rows.to_pylist()}
+    documents, labels = encoder.load_documents(paths["tokenizer"], "train"), train["label"]
+    examples = _examples(
+        recipe, documents, lambda row: labels[row].as_py(), encoder.pieces, encoder.spec
+    )
+    kept = {key: report[key] for key in ("of_texts", "of_images", "max_length") if key in report}
+    return found | kept | {"examples": examples}
 
 
 def _files(recipe: Recipe, paths: dict[str, Path], train: pa.Table) -> dict[str, Any]:  # noqa: ARG001 - one signature for all kinds
@@ -144,26 +158,30 @@ def _without_loss(recipe: Recipe, documents: text.Documents, spec: Spec) -> int:
 
 def _examples(
     recipe: Recipe,
-    documents: text.Documents,
-    labels: list[str | None],
-    encoder: text.Encoder,
+    documents: Documents,
+    label_of: Callable[[int], str | None],
+    pieces: Callable[[Sequence[int]], list[str]],
     spec: Spec,
 ) -> list[dict[str, Any]]:
     """Return five rows as the model will see them, spread over the training split."""
     rows = np.unique(np.linspace(0, len(documents) - 1, _EXAMPLES).astype(np.int64))
-    batch = documents.lay(rows)
+    plain = batch = documents.lay(rows)
+    bears = None
     if recipe.pretrain.objective != "none":
-        batch = _targets(recipe, batch, spec)
+        batch = _targets(recipe, plain, spec)
+        assert batch.weight_BT is not None
+        bears = batch.weight_BT != 0
+        if batch.hidden_slots_U is not None:
+            bears.view(-1)[batch.hidden_slots_U] = True
     found = []
     for number, row in enumerate(rows.tolist()):
         own = batch.document_BT == number
-        bears = batch.weight_BT[own] if batch.weight_BT is not None else None
         found.append({
             "row": row,
-            "label": labels[documents.text_N[row]],
-            "pieces": encoder.pieces(batch.ids_BT[own].tolist()),
-            "targets": encoder.pieces(documents[row].tolist()),
-            "bears_loss": [] if bears is None else (bears != 0).tolist(),
+            "label": label_of(row),
+            "pieces": pieces(batch.ids_BT[own].tolist()),
+            "targets": pieces(plain.ids_BT[own].tolist()),
+            "bears_loss": [] if bears is None else bears[own].tolist(),
         })  # fmt: skip
     return found
 
@@ -223,17 +241,33 @@ def _show_rows(found: dict[str, Any], console: Console) -> None:
         keys = ("documents", "missing", "unreadable", "unknown", "clipped")
         counts.add_row(name, *(f"{part[key]:,}" for key in keys))
     console.print(counts)
+    if images := found.get("of_images"):
+        console.print(
+            f"images: {images['height']} × {images['width']} pixels of {images['channels']} "
+            f"channels, in {images['positions']} patches"
+        )
+    for column, parts in found.get("of_texts", {}).items():
+        _show_tokens(parts, found["max_length"], f"{column}: split", console)
+    if "pieces" in found["examples"][0]:
+        _show_pieces(found["examples"], console)
+        return
     for example in found["examples"]:
         console.print(Text(f"{example['text'][:_WIDE]} → {example['label']}"))
 
 
 def _show_texts(found: dict[str, Any], console: Console) -> None:
     """Print how texts are cut into tokens, and which of a few bear loss."""
+    _show_tokens(found["tokens"], found["max_length"], "split", console)
+    _show_pieces(found["examples"], console)
+
+
+def _show_tokens(splits: dict[str, Any], longest: int, head: str, console: Console) -> None:
+    """Print how the texts of each split are cut into tokens."""
     table = Table(
-        "split", "documents", "tokens", "bytes/token", "p95 tokens",
-        f"cut at {found['max_length']}", "further pieces",
+        head, "documents", "tokens", "bytes/token", "p95 tokens",
+        f"cut at {longest}", "further pieces",
     )  # fmt: skip
-    for name, part in found["tokens"].items():
+    for name, part in splits.items():
         share = part["truncated"] / part["documents"]
         table.add_row(
             name, f"{part['documents']:,}", f"{part['tokens']:,}", f"{part['bytes_per_token']:.2f}",
@@ -241,10 +275,14 @@ def _show_texts(found: dict[str, Any], console: Console) -> None:
             f"{part['pieces']:,}",
         )  # fmt: skip
     console.print(table)
+
+
+def _show_pieces(examples: list[dict[str, Any]], console: Console) -> None:
+    """Print a few documents as the model sees them."""
     console.print(
         "What the model will see; [bold red]red[/] bears loss in pre-training, → is the label:"
     )
-    for example in found["examples"]:
+    for example in examples:
         line = Text()
         bears = example["bears_loss"] or [False] * len(example["pieces"])
         for piece, target, loss in list(

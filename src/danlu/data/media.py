@@ -116,6 +116,18 @@ def fit_images(recipe: Recipe, records: Sequence[bytes]) -> ImageEncoder:
     ).fitted(records)
 
 
+def describe_images(encoder: ImageEncoder) -> Row:
+    """Return what a report says of how images are read."""
+    kept = ("height", "width", "channels", "patch", "whole", "fit", "mean", "std")
+    return {name: getattr(encoder, name) for name in kept} | {"positions": encoder.positions}
+
+
+def png_of(encoder: ImageEncoder, record: bytes) -> str:
+    """Return an image as the model sees it, as a PNG file in base64."""
+    laid = encoder.encode([record]).lay(np.zeros(1, np.int64))
+    return _png(encoder.draw(_values(laid))[0])
+
+
 class _Media(ABC):
     """What images and sounds have in common."""
 
@@ -223,8 +235,7 @@ class Image(_Media):
         return ImageEncoder.load(folder)
 
     def _describe(self, encoder: ImageEncoder) -> Row:
-        kept = ("height", "width", "channels", "patch", "whole", "fit", "mean", "std")
-        return {name: getattr(encoder, name) for name in kept} | {"positions": encoder.positions}
+        return describe_images(encoder)
 
     def _sample(self, encoder: ImageEncoder, record: bytes) -> Row:
         documents, rows = encoder.encode([record]), np.zeros(1, np.int64)

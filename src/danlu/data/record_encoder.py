@@ -193,6 +193,10 @@ class RecordEncoder:
                 names[number] = word
         return names
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return what each of the ids says, for people to look at."""
+        return [self.names[i] for i in ids]
+
     def describe(self) -> dict[str, Any]:
         """Return what a report says of the columns."""
         about = self.cells.describe() | {"texts": list(self.texts), "images": list(self.images)}

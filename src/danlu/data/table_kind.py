@@ -15,7 +15,7 @@ import numpy as np
 
 from danlu.data import record_encoder, text
 from danlu.data.clean import scrub
-from danlu.data.media import content, fit_images
+from danlu.data.media import content, describe_images, fit_images, png_of
 from danlu.data.modality import Documents, Spec
 from danlu.data.privacy import KINDS
 from danlu.data.raster import fault
@@ -199,7 +199,11 @@ class Table:
         encoder.save(folder)
         report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}, **encoder.describe()}
         if isinstance(encoder, RecordEncoder):
-            report |= {"of_texts": {name: {} for name in encoder.texts}}
+            report["of_texts"] = {name: {} for name in encoder.texts}
+            if encoder.tokenizer is not None:
+                report["of_tokens"] = encoder.tokenizer.tokenizer.get_vocab_size()
+            if encoder.image is not None:
+                report["of_images"] = describe_images(encoder.image)
             report["samples"] = _samples(encoder, train[:_SAMPLES], cells(data, TRAIN, "label"))
         for name in NAMES:
             records = train if name == TRAIN else self.records(data, name)
@@ -297,11 +301,11 @@ def _samples(encoder: RecordEncoder, records: Sequence[Row], labels: Sequence[An
     for row, label in zip(range(len(records)), labels, strict=False):
         batch = documents.lay(np.asarray([row]))
         ids = batch.ids_BT[batch.document_BT == 0].tolist()
-        pieces = [encoder.names[i] for i in ids[:_SHOWN]]
+        pieces = encoder.pieces(ids[:_SHOWN])
         pictures = [
-            base64.b64encode(blob).decode()
+            png_of(encoder.image, blob)
             for name in encoder.images
-            if (blob := encoder.given(name, records[row : row + 1])[0])
+            if encoder.image and (blob := encoder.given(name, records[row : row + 1])[0])
         ]
         found.append(
             {"pieces": pieces, "cut": len(ids) > _SHOWN, "label": label, "images": pictures}

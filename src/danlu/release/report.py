@@ -60,7 +60,8 @@ def _loss_note(recipe: Recipe) -> str:
 
 _COUNTED = {
     "text": {"bytes_per_token": "bytes/token", "truncated": "documents"},
-    "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells"),
+    "table": dict.fromkeys(("missing", "unreadable", "unknown", "clipped"), "cells")
+    | {"truncated": "texts"},
     "image": {},
     "audio": dict.fromkeys(("cut", "silent", "clipped", "unvoiced"), "clips") | {"seconds": "s"},
     "series": dict.fromkeys(("missing", "clipped", "untold"), "measurements")
@@ -240,6 +241,7 @@ def _data_rows(by_name: dict[str, Artifact], recipe: Recipe) -> list[Metric]:
         rows += [
             count("tokenizer", split, metric, of[metric], of["documents"], unit)
             for metric, unit in _COUNTED[recipe.data.modality].items()
+            if metric in of  # a table need not have texts
         ]
     test = report["splits"]["test"]["rows"]
     for split, found in by_name["evaluate"].json("leaks.json").items():

@@ -135,7 +135,7 @@ class Engine:
         return answers, int(crossed.sum())
 
     def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
-        """Answer about each record: a text, or a table's row as a dict.
+        """Answer about each record: a text, a file's bytes, or a table's row as a dict.
 
         Returns
         -------
@@ -145,8 +145,9 @@ class Engine:
             the median, and whether they ``crossed`` and were put in order. Also what the
             reader noted: of a text the number of ``tokens`` and whether it was ``truncated``
             to what the model sees; of a row how many cells are ``missing``, ``unreadable``,
-            ``unknown`` or ``clipped``. Of series see :func:`danlu.serve.series.predict`, of
-            histories of items :func:`danlu.serve.events.predict`.
+            ``unknown`` or ``clipped``, and whether a text of it was ``truncated``. Of series see
+            :func:`danlu.serve.series.predict`, of histories of items
+            :func:`danlu.serve.events.predict`.
         """
         if not records:
             return []

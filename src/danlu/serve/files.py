@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danlu.data.encoding import detect, open_text
+from danlu.data.table_kind import RecordReader
 from danlu.errors import DataError, InputError
 from danlu.serve import events, series
 from danlu.serve.engine import Engine
@@ -28,7 +29,8 @@ def predict_file(
     ----------
     engine : Engine
     path : Path
-        JSONL, CSV, TSV or Parquet; what stands in it is written back as it was.
+        JSONL, CSV, TSV or Parquet; what stands in it is written back as it was. A cell of
+        images holds a file's bytes, or a path from the file's own folder and not out of it.
     column : str
         Holds the text, for a model of texts; a row without one gets empty answers.
     output : Path, optional
@@ -39,7 +41,7 @@ def predict_file(
     output : Path
     rows : int
     counts : dict of str to int
-        Over the rows: of texts how many were ``truncated``, of tables how many cells were
+        Over the rows: in how many a text was ``truncated``, of tables how many cells were
         ``missing``, ``unreadable``, ``unknown`` or ``clipped``, and of how many rows the
         quantiles ``crossed``; of a forecast how many
         measurements were ``missing``, of a detector the ``alarms`` and the ``unscored`` rows;
@@ -85,7 +87,9 @@ def predict_file(
     if of_texts:
         records = ["" if row.get(column) is None else str(row[column]) for row in rows]
     elif rows:
-        engine.reader.parse(rows[0])  # at least one of the model's columns must be there
+        engine.reader.parse(dict.fromkeys(names))  # at least one of the model's must be there
+        if isinstance(engine.reader, RecordReader):
+            records = [engine.reader.fetched(row, path) for row in rows]
     given = [n for n, record in enumerate(records) if engine.reader.clean(record)]
     answers: Rows = [dict.fromkeys(added) for _ in records]
     counts: dict[str, int] = {}
@@ -160,7 +164,7 @@ def _columns(engine: Engine) -> list[str]:
     spread = [f"quantile_{q:g}" for q in engine.quantiles]
     first = {"regress": ["value", *spread], "multilabel": ["labels"]}
     heads = first.get(engine.kind, ["label", "probability"])
-    cut = ["predicted_truncated"] if engine.modality == "text" else []
+    cut = ["predicted_truncated"] if "max_length" in engine.config else []  # it reads texts
     return [*(f"predicted_{name}" for name in heads), *each, *cut]
 
 

@@ -59,9 +59,9 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
     ------
     ``POST /v1/predict``
         ``{"texts": ["…"]}`` (or ``{"text": "…"}``) gives ``{"model", "predictions"}``. Of
-        tables ``rows`` and ``row`` are objects; of images and sounds ``images`` and ``image``,
-        ``clips`` and ``clip`` are files in base64; of series ``histories`` and ``history`` are
-        lists of rows, of events lists of items.
+        tables ``rows`` and ``row`` are objects, in which an image is a file in base64; of
+        images and sounds ``images`` and ``image``, ``clips`` and ``clip`` are files in base64;
+        of series ``histories`` and ``history`` are lists of rows, of events lists of items.
         400 malformed, 413 too large, 422 empty, too many or too long.
     ``GET /healthz``, ``GET /metrics``, ``GET /``
         Health, Prometheus metrics, a page.
