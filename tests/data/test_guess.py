@@ -253,11 +253,40 @@ def test_a_target_of_a_value_for_each_row_is_refused(tmp_path):
         look(people(tmp_path, "csv"), "name")
 
 
-def test_reviews_with_facts_beside_them_are_texts_still(tmp_path):
-    long = [f"{text}, and {text}" for text in ENGLISH]
-    rows = [(i, i % 5, i % 7, i % 3, text, "ab"[i % 2]) for i, text in enumerate(long)]
+LONG = [f"{text}, and {text}" for text in ENGLISH]
+
+
+def test_reviews_with_facts_beside_them_are_a_table_with_texts(tmp_path):
+    rows = [(i, i % 5, i % 7, i % 3, text, "ab"[i % 2]) for i, text in enumerate(LONG)]
     data = table(tmp_path / "a.csv", ["id", "stars1", "b", "c", "review", "label"], rows)
     guess = look(data, None)
+    assert (guess.modality, guess.text, guess.texts) == ("table", None, ["review"])
+    assert guess.ignore == ["id"]
+    assert any("read beside the cells" in reason for reason in guess.reasons)
+    path = write(guess, tmp_path / "a.toml")
+    recipe, _ = load(path)
+    assert recipe.table.texts == ("review",)
+    assert recipe.model.backbone == "transformer"
+    quick = ["gate.require=[]", "pretrain.epochs=1", "finetune.epochs=1", "evaluate.bootstrap=100"]
+    assert danlu.run(path, tmp_path / "run", overrides=quick).released
+
+
+@pytest.mark.parametrize(
+    ("names", "target"),
+    [
+        (["id", "review", "label"], None),  # a number of the row says nothing
+        (["id", "same", "stars1", "review", "label"], None),  # one fact is few
+        (["id", "stars1", "b", "review"], None),  # nothing to learn but the text
+    ],
+)
+def test_reviews_with_little_beside_them_are_texts(tmp_path, names, target):
+    cells = {"same": "x"}
+    rows = [
+        {"id": i, "stars1": i % 5, "b": i % 7, "review": text, "label": "ab"[i % 2]} | cells
+        for i, text in enumerate(LONG)
+    ]
+    data = table(tmp_path / "a.csv", names, [[row[name] for name in names] for row in rows])
+    guess = look(data, target)
     assert (guess.modality, guess.text) == ("text", "review")
 
 

@@ -42,8 +42,8 @@ class Guess:
         At least; only a sample is read.
     reasons : list of str
     modality : {"text", "table", "events"}
-    ignore : list of str
-        Columns of a table that are not to be read.
+    ignore, texts : list of str
+        Columns of a table that are not to be read, and those of long texts.
     events : Columns, optional
         Of a table of interactions.
     """
@@ -59,6 +59,7 @@ class Guess:
     reasons: list[str] = field(default_factory=list)
     modality: str = "text"
     ignore: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     events: guess_events.Columns | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,15 +120,19 @@ def _of_table(
     reasons: list[str],
 ) -> Guess:
     label, task = guess_table.target_of(sample, names, target, reasons)
-    left_out = guess_table.left_out(sample, names, label)
+    texts = guess_table.texts_of(sample, names, label)
+    cells = [name for name in names if name not in texts]
+    left_out = guess_table.left_out(sample, cells, label)
     read = [name for name in names if name != label and name not in left_out]
     if not read:
         raise DataError("no column is left to foretell from", where=", ".join(names))
-    reasons.insert(0, f"a table of {len(read)} columns: none of them holds long texts")
+    what = f"{len(texts)} of them of long texts" if texts else "none of them holds long texts"
+    reasons.insert(0, f"a table of {len(read)} columns: {what}")
+    reasons += [f"text: column {name!r}, which is read beside the cells" for name in texts]
     reasons += [f"left out: column {name!r}, for {why}" for name, why in left_out.items()]
     sources = [{"path": str(data)}]
     return Guess(
-        data, task, None, label, sources, "", 2, len(sample), reasons, "table", [*left_out]
+        data, task, None, label, sources, "", 2, len(sample), reasons, "table", [*left_out], texts
     )
 
 

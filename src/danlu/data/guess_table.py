@@ -23,7 +23,9 @@ _TARGETS = re.compile(
     r"|survived|income|salary|species|quality|price|saleprice|value|score|rating|stars?|spam)$",
     re.IGNORECASE,
 )
-_SENTENCE, _PAGE = 16, 60  # characters from which strings are texts, and from which surely
+_SENTENCE, _LONG, _PAGE = 16, 40, 60
+# Characters from which strings are texts, from which they are read beside cells, and from which
+# they are what the file is about, unless cells stand beside them.
 _IDEOGRAPH = 2.5  # Latin letters that one says as much as
 _FEW, _OTHERS = 2, 4  # columns beside a word, or a sentence, that make a table
 _ALL = 0.95  # share of different strings from which a column names each row
@@ -33,14 +35,33 @@ def is_table(sample: Rows, names: list[str], target: str | None) -> bool:
     """Return whether rows are cells rather than texts with something beside them.
 
     A text is long and seldom repeated. A shorter one (a name, an address) among several other
-    columns makes no text either.
+    columns makes no text either; a long one beside cells that say something is a column of a
+    table, where there is a label to learn.
     """
     others = [name for name in names if name != target]
     lengths = {name: _text_length([row.get(name) for row in sample]) for name in others}
     longest = max(lengths.values(), default=0.0)
     beside = sum(length == 0 for length in lengths.values())
     needed = 0 if longest == 0 else _FEW if longest < _SENTENCE else _OTHERS
-    return longest < _PAGE and beside >= needed
+    if longest < _PAGE:
+        return beside >= needed
+    try:
+        label, _ = target_of(sample, names, target, [])
+    except DataError:
+        return False
+    cells = [name for name in others if lengths[name] == 0 and name != label]
+    silent = left_out(sample, cells, label)
+    several = [name for name in cells if name not in silent and len(set(_values(sample, name))) > 1]
+    return len(several) >= _FEW
+
+
+def texts_of(sample: Rows, names: list[str], label: str) -> list[str]:
+    """Return the columns of long texts, which are read beside the cells."""
+    return [
+        name
+        for name in names
+        if name != label and _text_length([row.get(name) for row in sample]) >= _LONG
+    ]
 
 
 def _text_length(cells: list[Any]) -> float:
@@ -140,11 +161,51 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+_CELLS = {
+    small: f"""
+[model]
+backbone = "mlp"             # linear, or transformer, which also learns from rows without a label
+depth = 2                    # hidden layers
+width = {64 if small else 256}
+
+[pretrain]
+objective = "none"           # masked, for a transformer
+
+[finetune]
+epochs = {60 if small else 20}
+batch_size = {32 if small else 128}
+choose_by = "loss"           # on the validation split
+"""
+    for small in (True, False)
+}
+_WITH_TEXTS = {
+    small: f"""
+[tokenizer]
+vocab_size = {1024 if small else 4096}
+max_length = 128             # tokens; longer texts are cut and counted
+
+[model]
+depth = 2                    # the size dial: width, heads and rates derive from it
+
+[pretrain]
+objective = "masked"         # hides cells and tokens, and fills them in; none, to skip
+epochs = 4
+
+[finetune]
+epochs = {12 if small else 6}
+"""
+    for small in (True, False)
+}
+"""How rows are learnt, of cells alone and with texts; whether there are few."""
+
+
 def render(guess: Guess, sources: str, reasons: str) -> str:
     """Return the recipe of a table."""
     small = guess.rows < 2000
-    ignored = ", ".join(map(quote, guess.ignore))
-    table = "" if not ignored else f"\n[table]\nignore = [{ignored}]\n"
+    lists = {"texts": guess.texts, "ignore": guess.ignore}
+    lines = [f"{key} = [{', '.join(map(quote, of))}]" for key, of in lists.items() if of]
+    table = "\n".join(["", "[table]", *lines, ""]) if lines else ""
+    how = _WITH_TEXTS if guess.texts else _CELLS
     classify = guess.task == "classify"
     require = "test.accuracy.low - majority > 0" if classify else "test.mae.high - mean < 0"
     return f"""# Written by `danlu new` after a look at {guess.data.name}:
@@ -164,20 +225,7 @@ sources = [                  # say where the data come from: the licence goes in
 by = "random"                # group:COLUMN or time:COLUMN, where rows belong together
 test = 0.2
 validation = 0.1
-{table}
-[model]
-backbone = "mlp"             # linear, or transformer, which also learns from rows without a label
-depth = 2                    # hidden layers
-width = {64 if small else 256}
-
-[pretrain]
-objective = "none"           # masked, for a transformer
-
-[finetune]
-epochs = {60 if small else 20}
-batch_size = {32 if small else 128}
-choose_by = "loss"           # on the validation split
-
+{table}{how[small]}
 [gate]                       # what must hold before the model is released; `- baseline` asks
 require = ["{require}"]      # for more than the strongest of the classical models
 """
