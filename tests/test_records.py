@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import shutil
+import threading
+import time
 from functools import cache
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -24,6 +28,7 @@ from danlu.serve.engine import Engine
 from danlu.serve.files import predict_file
 from danlu.serve.http import application
 
+CHROMIUM = shutil.which("chromium")
 RECIPE = """
 seed = 3
 [data]
@@ -246,6 +251,47 @@ def test_the_service_takes_a_row_with_a_file_in_base64(made):
     broken = base64.b64encode(b"no picture").decode()
     answer = client.post("/v1/predict", json={"row": {"story": "quiet", "photo": broken}}).json()
     assert answer["predictions"][0]["unreadable"] == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_sends_a_row_with_an_image(made):
+    from playwright.sync_api import sync_playwright
+
+    folder, run = made
+    engine = danlu.load(run.folder).engine
+    photo = folder / "photos" / "0.png"
+    row = {"story": "quiet door", "city": "near"}
+    direct = engine.predict([row | {"photo": photo.read_bytes()}])[0]
+    server = uvicorn.Server(
+        uvicorn.Config(application(engine), port=0, log_level="error", lifespan="off")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    problems = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.fill("#text", json.dumps(row))
+        page.set_input_files("#files input[name=photo]", photo)
+        page.click("#go")
+        page.wait_for_selector(".bar.top")
+        said = page.locator(".bar.top").inner_text().split()
+        page.set_input_files("#files input[name=photo]", folder / "flats.csv")
+        page.click("#go")
+        page.wait_for_selector(".error")
+        assert "could not be read" in page.locator(".error").inner_text()
+        browser.close()
+    server.should_exit = True
+    thread.join()
+    assert problems == []
+    assert said[0] == direct["label"]
+    assert said[-1] == f"{100 * direct['probability']:.1f}%"
 
 
 def test_the_command_line_takes_a_row_with_a_path(made, capsys, monkeypatch):
