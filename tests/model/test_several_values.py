@@ -117,18 +117,31 @@ def test_filling_is_scored_by_hand_over_each_value_s_own_numbers():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def by_kind(own, batch, slots_U):
+    """Return the multiplications of the values that stood at some positions."""
+    ids = batch.ids_BT.flatten()[slots_U]
+    cells = int((ids == own.spec.first_value_id).sum())
+    assert 0 < cells < len(ids)
+    return 32 * (cells * own.cells.spec.value_dims + (len(ids) - cells) * 16)
+
+
 def test_multiplications_are_counted_by_kind():
     own = encoder()
-    model = heads.build(ours(own.spec), "classify", num_outputs=2)
     batch = own.encode(records()).lay(np.arange(9))
-    cells = int((batch.ids_BT.flatten()[batch.slots_U] == own.spec.first_value_id).sum())
-    patches = len(batch.values_UK) - cells
-    assert cells
-    assert patches
+    model = heads.build(ours(own.spec), "classify", num_outputs=2)
     without = replace(batch, values_UK=None, slots_U=None)
-    own_share = flops.useful(model, batch) - flops.useful(model, without)
-    dims = own.cells.spec.value_dims
-    assert own_share == 6 * 32 * (cells * dims + patches * 16)
+    taken_in = flops.useful(model, batch) - flops.useful(model, without)
+    assert taken_in == 6 * by_kind(own, batch, batch.slots_U)
+
+
+def test_multiplications_of_filling_are_counted_by_kind():
+    own = encoder()
+    plain = own.encode(records()).lay(np.arange(9))
+    model = heads.build(ours(own.spec), "masked")
+    batch = for_masked(plain, 0.5, own.spec, np.random.default_rng(0))
+    none = batch.hidden_slots_U[:0]
+    given = flops.useful(model, batch) - flops.useful(model, replace(batch, hidden_slots_U=none))
+    assert given == 6 * by_kind(own, plain, batch.hidden_slots_U)
 
 
 def test_the_configuration_survives_json():
