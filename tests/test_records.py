@@ -156,8 +156,20 @@ def test_what_is_missing_is_counted_by_split(made):
     report = read_json(stage(run, "tokenizer") / "report.json")["splits"]
     assert sum(part["missing"] for part in report.values()) == 9 + 9
     assert sum(part["unreadable"] for part in report.values()) == 9 + 9
-    counted = {m.metric for m in run.metrics if m.stage == "tokenizer"}
-    assert {"missing", "unreadable", "truncated"} <= counted
+    rows = {m.metric: m for m in run.metrics if m.stage == "tokenizer" and m.split == "test"}
+    assert rows["missing"].value == report["test"]["missing"]
+    assert {"missing", "unreadable", "truncated"} <= rows.keys()
+
+
+def test_texts_of_the_test_split_that_training_knows_are_counted(made):
+    _, run = made
+    found = read_json(stage(run, "tokenizer") / "report.json")["of_texts"]["story"]
+    train, test = (
+        [row["story"] for row in kinds.of_rows("table").records(stage(run, "data"), name)]
+        for name in ("train", "test")
+    )
+    expected = sum(story in set(train) for story in test if story)
+    assert found["test"]["in_training"] == expected > 0
 
 
 def test_the_report_and_the_card_show_what_the_model_sees(made):

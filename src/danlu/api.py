@@ -82,8 +82,8 @@ class Predictor:
         Parameters
         ----------
         records : sequence
-            Texts, or of a table rows as dicts. A single string is refused: it would be
-            read as a list of letters.
+            Texts, or of a table rows as dicts; an image is its file's bytes. A single string
+            is refused: it would be read as a list of letters.
         batch_size : int
             How many are computed at once; no answer depends on it.
 

@@ -319,7 +319,7 @@ def _record(engine: Any, question: str) -> Any:
             raise InputError(error.what, where=question) from None
     try:
         row = json.loads(question)
-        for name in getattr(engine.reader, "images", ()):
+        for name in engine.images:
             if isinstance(row, dict) and row.get(name):
                 row[name] = _bytes_of(str(row[name]))
         return engine.reader.parse(row)

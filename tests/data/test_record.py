@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from danlu.batch import PADDING, ValueKind
+from danlu.data.augment import Augment
 from danlu.data.hide import for_masked, hide
+from danlu.data.load import DocumentLoader
 from danlu.data.modality import BEGIN_ID, MASK_ID, NUM_SPECIAL, PAD_ID
 from danlu.data.record_encoder import RecordEncoder, load
 from danlu.data.table import TableEncoder
 from records import encoder, png, records
 
 ENCODER, TRAIN = encoder(), records()
+PHOTO = png(np.random.default_rng(3))
 MIXES = [
     {"images": ()},
     {"texts": ()},
@@ -261,10 +267,6 @@ def test_a_table_of_cells_alone_is_encoded_as_ever(tmp_path):
 
 
 def test_a_generator_augments_images_and_nothing_else():
-    import dataclasses
-
-    from danlu.data.augment import Augment
-
     image = dataclasses.replace(ENCODER.image, augment=Augment(flip=True, shift=0.3))
     own = dataclasses.replace(ENCODER, image=image)
     documents, rows = own.encode(TRAIN), np.array([0, 4, 8])
@@ -276,6 +278,53 @@ def test_a_generator_augments_images_and_nothing_else():
     assert torch.equal(plain.values_UK[cells], varied.values_UK[cells])
     assert not torch.equal(plain.values_UK[~cells], varied.values_UK[~cells])
     assert torch.equal(varied.values_UK, documents.lay(rows, np.random.default_rng(1)).values_UK)
+
+
+def test_two_views_of_a_record_hide_and_augment_apart():
+    image = dataclasses.replace(ENCODER.image, augment=Augment(shift=0.3))
+    own = dataclasses.replace(ENCODER, image=image)
+    labels = torch.arange(len(TRAIN))
+    loader = DocumentLoader(
+        own.encode(TRAIN), labels, 8, 1, 5, own.spec, mask_probability=0.3, views=2
+    )
+    (batch,) = loader.load(0, 1)
+    assert batch.num_documents == 16
+    assert torch.equal(batch.label[:8], batch.label[8:])
+    assert torch.equal(batch.row_N[:8], batch.row_N[8:])
+    first, second = (
+        [batch.ids_BT[batch.document_BT == number].tolist() for number in range(*bounds)]
+        for bounds in ((0, 8), (8, 16))
+    )
+    assert [len(ids) for ids in first] == [len(ids) for ids in second]
+    assert first != second
+    (again,) = loader.load(0, 1)
+    assert torch.equal(again.values_UK, batch.values_UK)
+
+
+TEXTS = st.none() | st.text(max_size=30)
+CELLS = st.none() | st.floats() | st.text(max_size=6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    record=st.fixed_dictionaries(
+        {},
+        optional={
+            "area": CELLS, "city": CELLS, "title": TEXTS, "story": TEXTS,
+            "photo": st.sampled_from([None, "bad", PHOTO]),
+        },
+    )
+)  # fmt: skip
+def test_any_record_is_laid_within_the_vocabulary(record):
+    documents = ENCODER.encode([record])
+    batch = documents.lay(np.array([0]))
+    assert int(batch.ids_BT.max()) < ENCODER.spec.vocab_size
+    assert int((batch.document_BT == 0).sum()) == documents.sizes[0]
+    assert torch.isfinite(batch.values_UK).all()
+    assert sum(ENCODER.count([record]).values()) <= 5
+    carried = batch.ids_BT.flatten()[batch.slots_U]
+    assert (carried >= ENCODER.spec.first_value_id).all()
+    assert len(carried) == int((batch.ids_BT >= ENCODER.spec.first_value_id).sum())
 
 
 def test_a_text_begins_with_its_column():

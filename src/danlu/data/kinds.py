@@ -60,7 +60,7 @@ class Kind(Protocol):
     """One kind of data."""
 
     files: tuple[str, ...]
-    """What of the encoder goes into the released model's folder."""
+    """What goes into the released model's folder, of those files that the encoder writes."""
 
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit an encoder on the training split, encode every split, and report."""

@@ -199,22 +199,14 @@ class Table:
         encoder.save(folder)
         report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}, **encoder.describe()}
         if isinstance(encoder, RecordEncoder):
-            report["of_texts"] = {name: {} for name in encoder.texts}
-            if encoder.tokenizer is not None:
-                report["of_tokens"] = encoder.tokenizer.tokenizer.get_vocab_size()
-            if encoder.image is not None:
-                report["of_images"] = describe_images(encoder.image)
-            report["samples"] = _samples(encoder, train[:_SAMPLES], cells(data, TRAIN, "label"))
+            report |= _about(encoder, train, cells(data, TRAIN, "label"))
         for name in NAMES:
             records = train if name == TRAIN else self.records(data, name)
             documents = encoder.encode(records)
             documents.save(folder, name)
-            counts = encoder.count(records)
+            report["splits"][name] = {"documents": len(records), **encoder.count(records)}
             if isinstance(encoder, RecordEncoder) and isinstance(documents, Records):
-                counts |= {"positions": int(documents.sizes.sum())}
-                counts |= {"truncated": int(encoder.cut(documents).sum())} if encoder.texts else {}
-                _describe_texts(encoder, records, documents, report["of_texts"], name)
-            report["splits"][name] = {"documents": len(records), **counts}
+                _describe_split(encoder, name, records, documents, train, report)
         return report
 
     def _fit(self, recipe: Recipe, train: list[Row]) -> TableEncoder | RecordEncoder:
@@ -283,16 +275,40 @@ def _all_given(encoder: RecordEncoder, names: Sequence[str], records: Sequence[R
     return found
 
 
-def _describe_texts(
-    encoder: RecordEncoder, records: Sequence[Row], documents: Records, report: Row, split: str
+def _about(encoder: RecordEncoder, train: Sequence[Row], labels: Sequence[Any]) -> Row:
+    """Return what a report says of records, whatever the split."""
+    about: Row = {
+        "samples": _samples(encoder, train[:_SAMPLES], labels),
+        "of_texts": {name: {} for name in encoder.texts},
+    }
+    if encoder.tokenizer is not None:
+        about["of_tokens"] = encoder.tokenizer.tokenizer.get_vocab_size()
+    if encoder.image is not None:
+        about["of_images"] = describe_images(encoder.image)
+    return about
+
+
+def _describe_split(
+    encoder: RecordEncoder,
+    split: str,
+    records: Sequence[Row],
+    documents: Records,
+    train: Sequence[Row],
+    report: Row,
 ) -> None:
-    """Add to a report how each column's texts are cut into tokens."""
+    """Add to a report how the texts of a split are cut, and how many training knows."""
+    report["splits"][split]["positions"] = int(documents.sizes.sum())
+    if encoder.texts:
+        report["splits"][split]["truncated"] = int(encoder.cut(documents).sum())
     for held in documents.parts:
         name = held.part.name
-        if name in encoder.texts and isinstance(held.documents, text.Documents):
-            assert held.tokens is not None
+        if held.tokens is not None and isinstance(held.documents, text.Documents):
             texts = [cell for cell in encoder.given(name, records) if cell is not None]
-            report[name][split] = text.coverage(texts, held.tokens, held.documents)
+            known = {*encoder.given(name, train)}
+            report["of_texts"][name][split] = {
+                **text.coverage(texts, held.tokens, held.documents),
+                "in_training": sum(cell in known for cell in texts),
+            }
 
 
 def _samples(encoder: RecordEncoder, records: Sequence[Row], labels: Sequence[Any]) -> list[Row]:

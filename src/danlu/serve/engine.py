@@ -16,6 +16,7 @@ from danlu.data import kinds
 from danlu.data.kinds import Reader
 from danlu.data.load import in_order
 from danlu.data.modality import Documents
+from danlu.data.table_kind import RecordReader
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities, quantiles
 from danlu.model import heads, native
@@ -105,6 +106,11 @@ class Engine:
     def modality(self) -> str:
         """The kind of data that it is asked about."""
         return str(self.config["modality"])
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The columns of a row that hold images."""
+        return self.reader.images if isinstance(self.reader, RecordReader) else ()
 
     def _read(self, records: Sequence[Any]) -> tuple[Documents, list[dict[str, Any]]]:
         return self.reader.read([self.reader.clean(record) for record in records])

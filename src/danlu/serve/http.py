@@ -99,7 +99,7 @@ def application(engine: Engine, hosts: Sequence[str] = ("*",)) -> Starlette:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def index(_: Request) -> Response:
-        images = json.dumps(getattr(engine.reader, "images", ())).replace("<", "\\u003c")
+        images = json.dumps(engine.images).replace("<", "\\u003c")
         shown = page.replace("{{modality}}", engine.modality).replace("{{images}}", images)
         shown = shown.replace("{{several}}", _NAMES[engine.modality][1])
         return HTMLResponse(shown.replace("{{name}}", _escape(engine.name)))
