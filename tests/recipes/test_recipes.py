@@ -21,6 +21,14 @@ RUNS = {
     ],
     "houses": ["finetune.epochs=2"],
     "houses-linear": ["finetune.epochs=2"],
+    "birds": [
+        "pretrain.epochs=1",
+        "finetune.epochs=1",
+        "model.width=32",
+        "model.head_dim=16",
+        "data.split.test=0.8",
+        "data.split.validation=0.15",
+    ],
 }
 
 
@@ -55,6 +63,16 @@ def test_it_runs_small(root, tmp_path, name):
     assert ("boosting", "test", headline) in measured
     for protected in recipe.audit.protected:
         assert any(protected[:3] in metric for _, _, metric in measured)
+
+
+def test_pictures_that_are_brought_by_hand_are_told_how(root):
+    recipe, _ = load(root / "recipes" / "clipart.toml")
+    assert (recipe.table.texts, recipe.table.images) == (("title",), ("file",))
+    assert len({source.label for source in recipe.data.sources}) == 8
+    assert all(source.licence != "not stated" for source in recipe.data.sources)
+    content = (root / "recipes" / "clipart.toml").read_text(encoding="utf-8")
+    assert content.startswith("# ")
+    assert "dpkg-deb -x" in content
 
 
 def test_the_clinic_s_columns_are_scikit_learn_s(root):
