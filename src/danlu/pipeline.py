@@ -274,11 +274,10 @@ class _Run:
         inputs = self._keys("data")
         if self.recipe.data.modality == "table":
             section["table"] = self.recipe.table.model_dump(mode="json")
-        elif self.recipe.data.modality in (
-            "audio",
-            "series",
-            "events",
-        ):  # what was encoded serves both
+            seen = {"height", "width", "channels", "fit"}  # of pictures in a row
+            section["image"] = self.recipe.image.model_dump(include=seen)
+        elif self.recipe.data.modality in ("audio", "series", "events"):
+            # What was encoded serves both.
             inputs |= self._keys("tokenizer")
 
         def make(folder: Path) -> None:

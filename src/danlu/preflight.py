@@ -232,7 +232,8 @@ def _show_rows(found: dict[str, Any], console: Console) -> None:
         table.add_row(
             column["name"], column["kind"], Text(what), "yes" if column["missing"] else ""
         )
-    console.print(table)
+    if found["columns"]:  # there may be texts and images alone
+        console.print(table)
     for name, why in found["left_out"].items():
         console.print(Text.assemble(("! ", "yellow"), f"column {name!r} is left out: {why}"))
     splits = found["tokens"].items()

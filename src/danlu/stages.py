@@ -22,6 +22,7 @@ from danlu.data.audio import AudioEncoder, statistics
 from danlu.data.hide import for_causal, for_masked
 from danlu.data.image import ImageEncoder, flatten, usual_shape
 from danlu.data.load import in_order
+from danlu.data.media import image_shape
 from danlu.data.modality import BEGIN_ID, Spec
 from danlu.data.split import NAMES
 from danlu.data.table import TableEncoder
@@ -183,8 +184,8 @@ def _of_records(recipe: Recipe, rows: Any, values: Any, cells: dict[str, Any]) -
         about |= {f"{key} of {column}": value for key, value in how.items()}
     for column in recipe.table.images:
         files = {name: [row.get(column) for row in part] for name, part in rows.items()}
-        shape = usual_shape(blob for blob in files["train"] if isinstance(blob, bytes))
-        encoder = ImageEncoder(*shape, whole=True)
+        shape = image_shape(recipe, (blob for blob in files["train"] if isinstance(blob, bytes)))
+        encoder = ImageEncoder(*shape, whole=True, fit=recipe.image.fit)
         blocks.append({name: _pixels(encoder, part) for name, part in files.items()})
         about[f"pixels of {column}"] = f"{shape[0]} × {shape[1]}"
     return baselines.mixed(

@@ -6,10 +6,10 @@ import base64
 import binascii
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +97,19 @@ def content(record: Row, column: str | None, beside: Path | None) -> bytes | str
     return path.read_bytes() if path.is_file() else "no such file"
 
 
+def image_shape(recipe: Recipe, records: Iterable[bytes]) -> tuple[int, int, Literal[1, 3]]:
+    """Return height, width and channels as the recipe says, or as most training images have."""
+    given = recipe.image
+    if given.height and given.width and given.channels:
+        return given.height, given.width, given.channels
+    usual = usual_shape(records)
+    return given.height or usual[0], given.width or usual[1], given.channels or usual[2]
+
+
 def fit_images(recipe: Recipe, records: Sequence[bytes]) -> ImageEncoder:
     """Return the encoder that the recipe describes, fitted on training images."""
     given = recipe.image
-    height, width, channels = given.height, given.width, given.channels
-    if height is None or width is None or channels is None:
-        usual = usual_shape(records)
-        height, width, channels = height or usual[0], width or usual[1], channels or usual[2]
+    height, width, channels = image_shape(recipe, records)
     return ImageEncoder(
         height=height,
         width=width,
