@@ -310,6 +310,11 @@ def test_bad_questions_are_refused(made):
         assert client.post("/v1/predict", json={"history": [3, "thing3"]}).status_code == 200
 
 
+def test_an_item_in_place_of_a_history_is_refused(made):
+    with pytest.raises(InputError, match="a list of items, not one"):
+        danlu.load(made[1].folder).predict(["thing3"])
+
+
 def test_the_command_line_answers(made):
     run = str(made[1].folder)
     answer = CliRunner().invoke(app, ["predict", run, '["thing3", "nothing"]'])

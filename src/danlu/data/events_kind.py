@@ -29,6 +29,8 @@ class EventsReader:
 
     def clean(self, record: Sequence[Any]) -> list[str]:
         """Return the names of the items; nothing remains of empty ones."""
+        if isinstance(record, str):  # it would be read as a list of letters
+            raise InputError("a history is a list of items, not one", mend='predict([["item", …]])')
         return [name for cell in record if (name := name_of(cell))]
 
     def read(self, records: Sequence[Sequence[str]]) -> tuple[EventsDocuments, list[Row]]:
