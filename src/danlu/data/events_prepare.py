@@ -134,8 +134,8 @@ def _findings(recipe: Recipe, counts: dict[str, int], assigned: dict[str, int]) 
     found = [f"{counts[r]:,} rows were set aside: {r}." for r in REASONS if counts[r]]
     if assigned["few_events"]:
         found.append(
-            f"{assigned['few_users']:,} users have fewer than {recipe.events.min_user} "
-            f"interactions; their {assigned['few_events']:,} were set aside."
+            f"Interactions set aside because their users have fewer than {recipe.events.min_user}: "
+            f"{assigned['few_events']:,}, of {assigned['few_users']:,} users."
         )
     if counts["tied"] > _MUCH * counts["kept"]:
         found.append(
