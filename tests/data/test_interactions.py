@@ -181,7 +181,12 @@ def test_a_time_split_sets_few_interactions_aside_in_training_only():
 def test_a_split_that_is_empty_is_refused():
     events, *_ = gather(["a"] * 4, list("pqrs"), [1, 1, 1, 1])
     with pytest.raises(DataError, match="split would be empty"):
+        split_time(events, min_user=2)
+    with pytest.raises(
+        DataError, match="no user has 5 interactions in the training period"
+    ) as error:
         split_time(events)
+    assert error.value.where == "events.min_user"
 
 
 @given(st.integers(0, 1000))

@@ -30,7 +30,7 @@ RUNS = {
         "data.split.validation=0.15",
     ],
     "movies": [
-        "finetune.epochs=1",
+        "finetune.steps=20",
         "model.width=16",
         "events.max_length=20",
         "data.split.test=0.01",

@@ -120,12 +120,14 @@ def _refiner(recipe: Recipe) -> Callable[[Row], Row]:
 
 def _split_report(events: Interactions, here: NDArray[np.bool_]) -> Row:
     time = events.time_N[here]
+    bounds = [show(float(t), events.dates) for t in (time.min(), time.max())]
+    first, last = (int(t) if isinstance(t, float) and t.is_integer() else t for t in bounds)
     return {
         "rows": int(here.sum()),
         "users": len(np.unique(events.user_N[here])),
         "items": len(np.unique(events.item_N[here])),
-        "from": show(float(time.min()), events.dates),
-        "to": show(float(time.max()), events.dates),
+        "from": first,
+        "to": last,
     }
 
 
