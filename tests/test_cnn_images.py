@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import danlu
 from danlu.artifact import digest_file, read_json
+from pages import look_at, needs_browser
 
 RECIPE = """
 seed = 3
@@ -91,3 +94,16 @@ def test_the_same_recipe_gives_the_same_bits(made):
     assert digest_file(again.folder / "model" / "model.safetensors") == digest_file(
         run.folder / "model" / "model.safetensors"
     )
+
+
+@pytest.mark.browser
+@needs_browser
+def test_the_report_shows_images_and_mistakes(made):
+    _, run = made
+    html = (run.folder / "report.html").read_text(encoding="utf-8")
+    wrong = read_json(next((run.folder / "stages").glob("evaluate-*")) / "mistakes.json")
+    assert html.count("<img") == 2 * 8 + len(wrong) > 16
+    charts = ("funnel", "compared", "confusion", "roc", "reliability")
+    told = look_at(run.folder / "report.html", charts, "made: accuracy")
+    seen = told.split("What the model sees")[-1].split("Training")[0]
+    assert len(set(re.findall(r"digit \d", seen))) > 4  # and not the first class alone

@@ -21,6 +21,7 @@ from danlu.errors import CheckFailed, InputError
 from danlu.log import read_events
 from danlu.serve.files import predict_file
 from danlu.serve.http import application
+from pages import look_at, needs_browser
 
 BEGIN = datetime(2024, 1, 1)
 HOURS = 24 * 40
@@ -243,7 +244,7 @@ def test_a_served_forecast_is_the_evaluated_one(sales, tmp_path):
         np.testing.assert_allclose(answer["quantiles"], row["answer"], rtol=1e-5, atol=1e-5)
     with TestClient(application(predictor.engine)) as client:
         reply = client.post("/v1/predict", json={"histories": histories[:1]})
-        assert reply.json()["predictions"][0] == answers[0]
+        assert reply.json()["predictions"] == predictor.predict(histories[:1])
         assert client.post("/v1/predict", json={"histories": [[]]}).status_code == 422
         short = client.post("/v1/predict", json={"history": [{"time": "2024-01-01", "open": 1}]})
         assert short.status_code == 422
@@ -268,6 +269,15 @@ def test_the_report_draws_forecasts_and_windows(sales, faults):
     html = (faults[1].folder / "report.html").read_text(encoding="utf-8")
     assert "Score over the test period" in html
     assert "alarms with the highest scores" in html
+
+
+@pytest.mark.browser
+@needs_browser
+def test_reports_open_on_a_desk_and_a_telephone(sales, faults):
+    charts = ("funnel", "compared", "by_step", "coverage")
+    look_at(sales[1].folder / "report.html", charts, "made: mase")
+    told = look_at(faults[1].folder / "report.html", ("funnel", "compared", "scores"), "made: f1")
+    assert "– … –" not in told
 
 
 def test_masked_patches_are_learnt_before_the_forecast(sales, tmp_path):

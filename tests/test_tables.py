@@ -14,6 +14,7 @@ import danlu
 from danlu.artifact import digest_file, read_json
 from danlu.errors import InputError
 from danlu.log import read_events
+from pages import look_at, needs_browser
 from small import write_table
 
 QUICK = {"precision": '"float32"', "average": 0.0, "dropout": 0.0, "weight_decay": 0.0}
@@ -121,6 +122,13 @@ def test_the_report_says_how_each_column_is_read(cancer):
     rows = read_json(result.folder / "metrics.json")
     assert {"missing", "clipped"} <= {r["metric"] for r in rows if r["stage"] == "tokenizer"}
     assert path.stem == "made"
+
+
+@pytest.mark.browser
+@needs_browser
+def test_the_report_opens_on_a_desk_and_a_telephone(cancer):
+    charts = ("funnel", "compared", "confusion", "roc", "reliability")
+    look_at(cancer[1].folder / "report.html", charts)
 
 
 def test_serving_answers_as_the_evaluation_did(cancer):

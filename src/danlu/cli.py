@@ -211,7 +211,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from danlu.release.report import figure
+    from danlu.release.words import figure
 
     table = Table(
         "model", "split", "metric", "value", "95% interval", "n", title=str(run / "report.html")

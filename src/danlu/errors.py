@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import ClassVar
 
 
@@ -109,9 +110,11 @@ def from_machine(error: Exception) -> MachineError | None:
     of which only the text is left.
     """
     where = str(getattr(error, "filename", None) or "")
-    number = getattr(error, "errno", None)
     told = str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in told:
+    wrapped = re.search(r"\(os error (\d+)\)", told)  # as Rust's libraries tell it
+    number = getattr(error, "errno", None) or (int(wrapped[1]) if wrapped else None)
+    short = re.search(r"\d requested and \d+ written", told)  # as NumPy tells it, without a number
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in told or short:
         return MachineError(
             "the disk is full",
             where=where,
@@ -123,6 +126,6 @@ def from_machine(error: Exception) -> MachineError | None:
         )
     if isinstance(error, MemoryError) or "of memory" in told or "not enough memory" in told:
         return MachineError("out of memory", mend="a smaller batch, accumulate, or recompute")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or wrapped:
         return MachineError(f"the operating system refused: {told}", where=where)
     return None

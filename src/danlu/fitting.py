@@ -103,15 +103,19 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     targets = {name: truth(recipe, data, name) for name in ("train", "validation")}
     scale = _scale(targets["train"]) if kind == "regress" else None
     tensors = {name: _target(values, kind, scale) for name, values in targets.items()}
+    shown = tensors["train"]
+    if settings.mixup and kind == "classify":  # shares of classes can be blended, numbers cannot
+        shown = torch.nn.functional.one_hot(shown, len(classes)).float()
     loader = DocumentLoader(
         documents=modality.documents(tokens, "train"),
-        labels=tensors["train"],
+        labels=shown,
         batch_size=settings.batch_size or 1,
         accumulate=settings.accumulate or 1,
         seed=recipe.seed,
         spec=spec,
         mask_probability=settings.mask_probability,
         views=2 if settings.consistency else 1,
+        mixup=settings.mixup,
     )
     if settings.loss == "quantile":
         held_out_objective = objectives.pinball(settings.quantiles or ())
@@ -292,10 +296,10 @@ def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:
         "backbone": lesson.model.backbone.config.to_dict(),
         "modality": recipe.data.modality,
         "torch_dtype": "float32",
-    } | (_of_texts(recipe) if recipe.data.modality == "text" or recipe.table.texts else {})
+    } | (of_texts(recipe) if recipe.data.modality == "text" or recipe.table.texts else {})
 
 
-def _of_texts(recipe: Recipe) -> dict[str, Any]:
+def of_texts(recipe: Recipe) -> dict[str, Any]:
     """Return what must be done to a text before it is tokenised."""
     return {
         "max_length": recipe.tokenizer.max_length,

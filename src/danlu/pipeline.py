@@ -185,6 +185,12 @@ class _Run:
             if self.recipe.table.images:  # and the files
                 section["max_pixels"] = self.recipe.image.max_pixels
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
+        modality = self.recipe.data.modality
+        of_files = [self.recipe.data.content] if modality in ("image", "audio") else []
+        if named := [*of_files, *self.recipe.table.images]:
+            from danlu.data.media import digest_named
+
+            inputs["named"] = digest_named(self.files, named)
         if self.recipe.data.modality == "series":  # they say how a table becomes series
             section["series"] = self.recipe.series.model_dump(mode="json")
         if self.recipe.data.modality == "events":  # likewise histories
@@ -276,8 +282,7 @@ class _Run:
             section["table"] = self.recipe.table.model_dump(mode="json")
             seen = {"height", "width", "channels", "fit"}  # of pictures in a row
             section["image"] = self.recipe.image.model_dump(include=seen)
-        elif self.recipe.data.modality in ("audio", "series", "events"):
-            # What was encoded serves both.
+        elif self.recipe.data.modality != "text":  # what was encoded serves both
             inputs |= self._keys("tokenizer")
 
         def make(folder: Path) -> None:

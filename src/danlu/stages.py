@@ -20,7 +20,7 @@ from danlu.batch import Batch
 from danlu.data import kinds, labels, text
 from danlu.data.audio import AudioEncoder, statistics
 from danlu.data.hide import for_causal, for_masked
-from danlu.data.image import ImageEncoder, flatten, usual_shape
+from danlu.data.image import ImageEncoder, flatten
 from danlu.data.load import in_order
 from danlu.data.media import image_shape
 from danlu.data.modality import BEGIN_ID, Spec
@@ -204,11 +204,10 @@ def _pixels(encoder: ImageEncoder, files: list[Any]) -> NDArray[np.float32]:
 
 
 def _of_images(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
-    rows = _records(recipe, paths)
-    shape = usual_shape(rows["train"])
-    encoder = ImageEncoder(*shape, whole=True)
-    features = {name: flatten(encoder.encode(part).images) for name, part in rows.items()}
-    return _linear(recipe, features, values)
+    tokens = paths["tokenizer"]
+    encoder = ImageEncoder.load(tokens)
+    found = {name: encoder.load_documents(tokens, name).images for name in NAMES}
+    return _linear(recipe, {name: flatten(images) for name, images in found.items()}, values)
 
 
 def _of_sounds(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]:
@@ -298,10 +297,10 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
     answers = pa.array(list(answer) if answer.ndim > 1 else answer)
     columns = {"id": table["id"], "truth": table["label"], "answer": answers}
     pq.write_table(pa.table(columns), folder / "predictions.parquet")
-    write_json(
-        folder / "mistakes.json",
-        examine.mistakes(table, actual, scored[0].said, engine.classes, kind),
-    )
+    wrong = examine.mistakes(table, actual, scored[0].said, engine.classes, kind)
+    picture = kinds.of_rows(recipe.data.modality).picture
+    shown = [row | picture(paths["tokenizer"], records[row["index"]]) for row in wrong]
+    write_json(folder / "mistakes.json", shown)
 
 
 def audit(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:

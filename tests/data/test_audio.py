@@ -51,13 +51,6 @@ def test_columns_have_mean_0_and_deviation_1_over_the_training_frames():
     np.testing.assert_allclose(frames.std(axis=0), 1, atol=COMPOSED)
 
 
-def test_nothing_but_the_training_clips_is_fitted_and_nothing_refitted():
-    before = ENCODER.mean.copy()
-    alone, among = ENCODER.encode(CLIPS[2:3]), ENCODER.encode([spoken(400, 90), *CLIPS])
-    np.testing.assert_array_equal(alone[0], among[3])  # serving one clip is training's frames
-    np.testing.assert_array_equal(ENCODER.mean, before)
-
-
 def test_positions_are_stacked_frames_and_the_last_one_is_filled_with_the_last_frame():
     signal = samples_of(CLIPS[1])
     bands = log_mel(signal, RATE, 24)
@@ -88,17 +81,6 @@ def test_clips_are_laid_end_to_end():
         assert batch.position_BT[0, start : start + size].tolist() == list(range(size))
         expected = torch.from_numpy(DOCUMENTS[row].reshape(size, -1))
         torch.testing.assert_close(batch.values_UK[start : start + size], expected)
-
-
-def test_only_a_generator_asks_for_variation_and_it_alone_decides():
-    rows = np.arange(len(CLIPS))
-    plain = DOCUMENTS.lay(rows).values_UK
-    assert torch.equal(plain, DOCUMENTS.lay(rows).values_UK)
-    one, same = (DOCUMENTS.lay(rows, np.random.default_rng(5)).values_UK for _ in range(2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, plain)
-    assert not torch.equal(one, DOCUMENTS.lay(rows, np.random.default_rng(6)).values_UK)
-    assert torch.equal(plain, DOCUMENTS.lay(rows).values_UK)  # the stored frames are untouched
 
 
 def test_a_tone_survives_the_variations():
@@ -136,21 +118,6 @@ def test_pitch_is_followed_only_if_asked_for(pitch, columns):
     described = statistics(encoder, encoder.encode(CLIPS))
     extra = 0 if pitch == "none" else 22 + (columns == 3)
     assert described.shape == (len(CLIPS), 3 * 24 + 11 + extra)
-
-
-def test_encoder_and_documents_are_read_back_as_they_were(tmp_path):
-    ENCODER.save(tmp_path)
-    DOCUMENTS.save(tmp_path, "test")
-    encoder = AudioEncoder.load(tmp_path)
-    documents = encoder.load_documents(tmp_path, "test")
-    assert encoder.settings == ENCODER.settings
-    assert encoder.spec == ENCODER.spec
-    assert isinstance(documents.values_UK, np.memmap)
-    assert documents.counts == DOCUMENTS.counts
-    np.testing.assert_array_equal(encoder.encode(CLIPS).values_UK, documents.values_UK)
-    rows = np.array([1, 5])
-    laid = [d.lay(rows, np.random.default_rng(1)).values_UK for d in (documents, DOCUMENTS)]
-    assert torch.equal(*laid)
 
 
 def test_what_was_cut_silent_clipped_or_unvoiced_is_counted():

@@ -24,7 +24,6 @@ from danlu.data.augment import (
     displacement,
     erase,
     matrices,
-    mixup,
     warp,
 )
 from tolerances import COMPOSED, SIMPLE
@@ -286,31 +285,3 @@ def test_a_batch_of_digits_is_changed_in_well_under_ten_milliseconds():
     finally:
         torch.set_num_threads(threads)
     assert min(seconds) < 0.01
-
-
-@pytest.mark.parametrize("shape", [(8, 5), (8, 3, 4), (8 * 6, 7)])
-def test_mixup_blends_values_and_labels_by_the_same_shares(shape):
-    random = generator()
-    values = torch.from_numpy(random.random(shape, np.float32))
-    labels = torch.eye(8)  # each example its own class: the labels tell who was blended
-    mixed, soft = mixup(values, labels, 0.4, generator(2))
-    assert mixed.shape == values.shape
-    assert torch.allclose(soft.sum(1), torch.ones(8))
-    flat = values.reshape(8, -1)
-    assert torch.allclose(mixed.reshape(8, -1), soft @ flat, atol=SIMPLE)
-    assert ((soft > 0).sum(1) <= 2).all()
-    again = mixup(values, labels, 0.4, generator(2))
-    assert torch.equal(again[0], mixed)
-    assert not torch.equal(mixup(values, labels, 0.4, generator(3))[0], mixed)
-
-
-def test_mixups_shares_follow_their_beta_distribution():
-    n = 5000
-    labels = torch.zeros(n, 2)
-    labels[:, 0] = torch.arange(n)  # a number of its own, from which the share follows
-    values = torch.zeros(n, 1)
-    _, soft = mixup(values, labels, 0.4, generator())
-    other = generator().permutation(n)
-    apart = np.arange(n) != other
-    share = (soft[:, 0].numpy() - other)[apart] / (np.arange(n) - other)[apart]
-    assert stats.kstest(share, stats.beta(0.4, 0.4).cdf).pvalue > 0.001

@@ -1,8 +1,9 @@
-"""MNIST's idx files and pandas pickles, whole and broken."""
+"""MNIST's idx files, NumPy's npz and pandas pickles, whole and broken."""
 
 import io
 import struct
 import sys
+import zipfile
 from datetime import datetime, timedelta
 from decimal import Decimal
 from importlib import metadata
@@ -248,3 +249,50 @@ def test_a_folder_leaves_pickles_alone(tmp_path):
     (folder / "a.txt").write_text("a\n")
     assert [file.name for file in open_source(Source(path=str(folder)))] == ["a.txt"]
     assert not (tmp_path / "sprung").exists()
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return list(rows_of(open_source(Source(path=str(path)))[0], {}))
+
+
+def test_npz_gives_pictures_with_their_labels(tmp_path):
+    draw = np.random.default_rng(0)
+    grey, colour = (draw.integers(0, 256, shape, np.uint8) for shape in ((5, 4, 6), (3, 4, 6, 3)))
+    rows = npz(tmp_path / "a.npz", x_train=grey, y_train=np.arange(5), x_test=colour,
+               y_test=np.array([["a"], ["b"], ["c"]]), note=np.arange(9))  # fmt: skip
+    assert [number for number, _ in rows] == [*range(1, 9)]
+    for (_, row), pixels in zip(rows[:5], grey, strict=True):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), pixels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(rows[6][1]["image"]))), colour[1])
+    told = [(row["array"], row["label"]) for _, row in rows]
+    assert told[3:6] == [("x_train", "3"), ("x_train", "4"), ("x_test", "a")]
+
+
+def test_npz_of_one_array_keeps_what_is_said_of_each_picture(tmp_path):
+    first = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 5), np.uint8)
+    (_, row), *_ = npz(tmp_path / "a.npz", pictures=first, digit=np.arange(4), who=np.arange(4) % 2)
+    assert {key: row[key] for key in row if key != "image"} == {
+        "array": "pictures", "digit": "0", "who": "0",
+    }  # fmt: skip
+    shown = np.asarray(Image.open(io.BytesIO(row["image"])))
+    assert np.array_equal(shown, np.moveaxis(first[0], 0, -1))
+
+
+def test_a_hostile_npz_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no array holds images; there are: x float64\(3, 4, 4\)"):
+        npz(tmp_path / "floats.npz", x=np.zeros((3, 4, 4)))
+    with pytest.raises(DataError, match="damaged one: Object arrays cannot be loaded"):
+        npz(tmp_path / "objects.npz", x=np.array([{}], object))
+    path = tmp_path / "promise.npz"
+    np.savez(path, x=np.zeros((1, 2, 2), np.uint8))
+    with zipfile.ZipFile(path) as archive:
+        cells = archive.read("x.npy").replace(b"(1, 2, 2)", b"(9, 9, 9)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", cells)
+    with pytest.raises(DataError, match="promises more than it holds"):
+        list(rows_of(open_source(Source(path=str(path)))[0], {}))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", bytes(80 << 20))
+    with pytest.raises(DataError, match="unpacks to too much"):
+        list(rows_of(open_source(Source(path=str(path)))[0], {}))

@@ -127,16 +127,6 @@ def test_every_id_hides_as_its_column():
     assert len(set(hidden[0])) == ids.shape[1]
 
 
-def test_nothing_is_fitted_on_what_is_encoded():
-    before = fit(rows())
-    held_out = [{**row, "area": 1e6, "city": "Lhasa"} for row in rows(30, seed=9)]
-    encoded = before.encode(held_out)
-    assert before == fit(rows())
-    again = fit(rows()).encode(held_out)
-    assert np.array_equal(encoded.ids, again.ids)
-    assert np.array_equal(encoded.values, again.values)
-
-
 def test_rare_unknown_missing_unreadable_and_extreme_cells_are_counted():
     train = [*rows(), *({**row, "city": "Lhasa"} for row in rows(2, seed=1))]
     encoder = fit(train)
@@ -166,17 +156,6 @@ def test_a_column_that_tells_by_being_missing_is_kept():
     records = [{"x": 1 if row % 3 else None} for row in range(30)]
     encoder = fit(records, whole=True)
     assert encoder.matrix(records)[:, -1].tolist() == [float(row % 3 == 0) for row in range(30)]
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_saved_encoder_is_the_same(tmp_path, whole):
-    encoder = fit(whole=whole, bins=4)
-    encoder.save(tmp_path)
-    loaded = TableEncoder.load(tmp_path)
-    assert loaded == encoder
-    encoder.encode(rows()).save(tmp_path, "train")
-    grid = loaded.load_documents(tmp_path, "train")
-    assert np.array_equal(grid.values, encoder.encode(rows()).values)
 
 
 def test_whole_rows_have_the_width_that_the_model_is_told():

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from danlu.batch import PADDING
 from danlu.data.series import cuts, read
 from danlu.data.series_encoder import SeriesEncoder
-from danlu.data.windows import CLIP, VALUE_ID, SeriesDocuments, labels
+from danlu.data.windows import CLIP, VALUE_ID, labels
 from danlu.errors import DataError
 from danlu.recipe.series import Series
 from tolerances import SIMPLE
@@ -315,28 +315,6 @@ def test_a_question_that_cannot_be_answered_says_why(ids, y, told):
               "holiday": [0, 0]}  # fmt: skip
     with pytest.raises(DataError, match=told):
         encoder.encode([record])
-
-
-def test_documents_and_encoder_are_the_same_after_saving(tmp_path):
-    panel, encoder, first, _ = fitted()
-    documents, _ = encoder.windows(panel, end=first)
-    documents.save(tmp_path, "train")
-    encoder.save(tmp_path)
-    again = SeriesEncoder.load(tmp_path)
-    assert (again.settings, again.step, again.spec) == (
-        encoder.settings,
-        encoder.step,
-        encoder.spec,
-    )
-    loaded = again.load_documents(tmp_path, "train")
-    assert isinstance(loaded, SeriesDocuments)
-    assert isinstance(loaded.values, np.memmap)
-    rows = np.arange(len(documents))
-    assert (loaded.lay(rows).values_UK == documents.lay(rows).values_UK).all()
-    np.testing.assert_array_equal(
-        again.windows(panel, first)[0].lay(rows[:5]).values_UK,
-        encoder.windows(panel, first)[0].lay(rows[:5]).values_UK,
-    )
 
 
 def test_noise_comes_from_the_generator_alone_and_leaves_masks_and_covariates():

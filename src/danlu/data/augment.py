@@ -304,31 +304,3 @@ def erase(images: Tensor, side: float, generator: np.random.Generator) -> Tensor
         shape[axis] = length
         inside = inside & (2 * distance < side * length).view(shape)
     return images.masked_fill(inside, 0)
-
-
-def mixup(
-    values: Tensor, labels: Tensor, alpha: float, generator: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Blend every example with another, and its label alike (mixup: Zhang et al., 2018).
-
-    Parameters
-    ----------
-    values : Tensor of float32, shape (N, …) or (N·U, K)
-        Of N examples of equal size, one after the other.
-    labels : Tensor of float32, shape (N, C)
-        One-hot, or any targets that may be averaged.
-    alpha : float
-        Of the Beta(α, α) distribution that each example's share is drawn from; above 0.
-    generator : numpy.random.Generator
-
-    Returns
-    -------
-    tuple of Tensor
-        Values and labels, of the shapes given.
-    """
-    n = len(labels)
-    other = torch.from_numpy(generator.permutation(n))
-    share = torch.from_numpy(generator.beta(alpha, alpha, n).astype(np.float32))[:, None]
-    flat = values.reshape(n, -1)
-    mixed = share * flat + (1 - share) * flat[other]
-    return mixed.reshape(values.shape), share * labels + (1 - share) * labels[other]

@@ -19,6 +19,8 @@ from danlu.errors import DataError
 
 Floats = NDArray[np.float64]
 
+LARGEST = 1e150
+"""A number must be smaller than this: deviations take its square, which would be none."""
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "D": 86_400.0, "W": 604_800.0}
 _MONTHS = {"M": 1, "Q": 3, "Y": 12}
 _DAY, _WEEK, _YEAR = _SECONDS["D"], _SECONDS["W"], 365.2425 * _SECONDS["D"]
@@ -169,19 +171,19 @@ def read_times(cells: Sequence[Any], where: str = "series.time") -> tuple[Floats
 
 
 def read_numbers(cells: Sequence[Any]) -> Floats:
-    """Return the number in each cell; NaN where there is none, or not a finite one."""
+    """Return the number in each cell; NaN where there is none, or none below :data:`LARGEST`."""
     try:
         found = np.array(cells, np.float64)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         found = np.asarray([_number(cell) for cell in cells], np.float64)
-    found[~np.isfinite(found)] = math.nan
+    found[~(np.abs(found) < LARGEST)] = math.nan
     return found
 
 
 def _number(cell: Any) -> float:
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return math.nan
 
 

@@ -6,19 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from danlu.data.clock import read_times
-from danlu.data.guess_table import quote
+from danlu.data.guess_base import Guess, Rows, Seen, quote
 from danlu.data.interactions import name_of
 from danlu.errors import DataError
-
-if TYPE_CHECKING:
-    from danlu.data.guess import Guess
-
-Rows = list[dict[str, Any]]
 
 _KEY = r"s?[ _-]?(id|name|key|no|number|code)?"
 _USERS = re.compile(
@@ -51,6 +46,76 @@ class Columns:
     item: str
     time: str
     min_user: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsGuess(Guess):
+    """Interactions.
+
+    Attributes
+    ----------
+    columns : Columns
+    """
+
+    modality: ClassVar[str] = "events"
+
+    columns: Columns
+
+    def reads(self) -> str:
+        """Say nothing: the columns have a section of their own."""
+        return ""
+
+    def sections(self) -> str:
+        """Return the sections behind ``[data]``."""
+        small = self.rows < 5000
+        return f"""
+[data.split]\t# by time: what is recommended must lie ahead
+test = 0.1
+validation = 0.1
+
+[events]
+user = {quote(self.columns.user)}
+item = {quote(self.columns.item)}
+time = {quote(self.columns.time)}
+min_user = {self.columns.min_user}\t# interactions that a user needs to be learnt from
+k = 10\t# items recommended, and judged
+exclude_seen = true\t# false, where people come back to the same items
+
+[model]
+backbone = "gru"\t# or transformer
+depth = 1
+width = {64 if small else 128}
+
+[pretrain]
+objective = "none"
+
+[finetune]
+epochs = {30 if small else 24}
+batch_size = {16 if small else 32}\t# pieces of histories
+optimizer = "adamw"
+learning_rate = 3e-3
+weight_decay = 0.1
+layer_dropout = 0.5
+dropout = 0.0
+precision = "float32"
+
+[gate]\t# what must hold before the model is released; `- item-knn` or
+require = ["test.ndcg@10 - popular > 0"]\t# `- baseline` asks for more than `- popular`
+"""
+
+
+def of_table(seen: Seen, target: str | None, reasons: list[str]) -> EventsGuess | None:
+    """Return what a table of interactions suggests; None if it is none, or asks for more."""
+    if target is not None:
+        return None
+    whole = not seen.data.is_dir() and seen.total == len(seen.rows)
+    found = find(seen.rows, seen.names, whole, reasons)
+    if found is None:
+        return None
+    return EventsGuess(
+        data=seen.data, task="rank", label=None, sources=seen.sources, rows=seen.total,
+        reasons=reasons, columns=found,
+    )  # fmt: skip
 
 
 def find(rows: Rows, names: Sequence[str], whole: bool, reasons: list[str]) -> Columns | None:
@@ -106,53 +171,3 @@ def _are_times(cells: list[Any]) -> bool:
     except DataError:
         return False
     return bool(np.isfinite(times).mean() >= _SURE and len(np.unique(times)) > 2)
-
-
-def render(guess: Guess, columns: Columns, sources: str, reasons: str) -> str:
-    """Return the recipe of a table of interactions."""
-    small = guess.rows < 5000
-    return f"""# Written by `danlu new` after a look at {guess.data.name}:
-{reasons}
-# `danlu check` shows every value that is derived; `danlu schema` lists every key.
-seed = 0
-
-[data]
-modality = "events"
-task = "rank"
-sources = [                  # say where the data come from: the licence goes into the model card
-{sources}
-]
-
-[data.split]                 # by time: what is recommended must lie ahead
-test = 0.1
-validation = 0.1
-
-[events]
-user = {quote(columns.user)}
-item = {quote(columns.item)}
-time = {quote(columns.time)}
-min_user = {columns.min_user}                 # interactions that a user needs to be learnt from
-k = 10                       # items recommended, and judged
-exclude_seen = true          # false, where people come back to the same items
-
-[model]
-backbone = "gru"             # or transformer
-depth = 1
-width = {64 if small else 128}
-
-[pretrain]
-objective = "none"
-
-[finetune]
-epochs = {30 if small else 24}
-batch_size = {16 if small else 32}               # pieces of histories
-optimizer = "adamw"
-learning_rate = 3e-3
-weight_decay = 0.1
-layer_dropout = 0.5
-dropout = 0.0
-precision = "float32"
-
-[gate]                       # what must hold before the model is released; `- item-knn` or
-require = ["test.ndcg@10 - popular > 0"]    # `- baseline` asks for more than `- popular`
-"""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
+from danlu.data.guess_base import CLASSES, Guess, Rows, Seen, quote
 from danlu.data.table import date, number, tidy
 from danlu.errors import DataError
 
-if TYPE_CHECKING:
-    from danlu.data.guess import Guess
-
-Rows = list[dict[str, Any]]
-
-CLASSES = 30
-"""Most different values that a label may have without being a number to foretell."""
-_TARGETS = re.compile(
+TARGETS = re.compile(
     r"^(label|labels|target|class|category|y|outcome|diagnosis|default(ed)?|churn(ed)?|fraud"
     r"|survived|income|salary|species|quality|price|saleprice|value|score|rating|stars?|spam)$",
     re.IGNORECASE,
@@ -29,6 +23,109 @@ _SENTENCE, _LONG, _PAGE = 16, 40, 60
 _IDEOGRAPH = 2.5  # Latin letters that one says as much as
 _FEW, _OTHERS = 2, 4  # columns beside a word, or a sentence, that make a table
 _ALL = 0.95  # share of different strings from which a column names each row
+
+
+_CELLS = {
+    small: f"""
+[model]
+backbone = "mlp"\t# linear, or transformer, which also learns from rows without a label
+depth = 2\t# hidden layers
+width = {64 if small else 256}
+
+[pretrain]
+objective = "none"\t# masked, for a transformer
+
+[finetune]
+epochs = {60 if small else 20}
+batch_size = {32 if small else 128}
+choose_by = "loss"\t# on the validation split
+"""
+    for small in (True, False)
+}
+_WITH_TEXTS = {
+    small: f"""
+[tokenizer]
+vocab_size = {1024 if small else 4096}
+max_length = 128\t# tokens; longer texts are cut and counted
+
+[model]
+depth = 2\t# the size dial: width, heads and rates derive from it
+
+[pretrain]
+objective = "masked"\t# hides cells and tokens, and fills them in; none, to skip
+epochs = 4
+
+[finetune]
+epochs = {12 if small else 6}
+"""
+    for small in (True, False)
+}
+"""How rows are learnt, of cells alone and with texts; whether there are few."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableGuess(Guess):
+    """A table.
+
+    Attributes
+    ----------
+    ignore, texts : list of str
+        Columns that are not to be read, and those of long texts.
+    """
+
+    modality: ClassVar[str] = "table"
+
+    ignore: list[str]
+    texts: list[str]
+
+    def reads(self) -> str:
+        """Say nothing: the columns have a section of their own."""
+        return ""
+
+    def sections(self) -> str:
+        """Return the sections behind ``[data]``."""
+        lists = {"texts": self.texts, "ignore": self.ignore}
+        lines = [f"{key} = [{', '.join(map(quote, of))}]" for key, of in lists.items() if of]
+        table = "\n".join(["", "[table]", *lines, ""]) if lines else ""
+        how = (_WITH_TEXTS if self.texts else _CELLS)[self.rows < 2000]
+        classify = self.task == "classify"
+        require = "test.accuracy.low - majority > 0" if classify else "test.mae.high - mean < 0"
+        return f"""
+[data.split]
+by = "random"\t# group:COLUMN or time:COLUMN, where rows belong together
+test = 0.2
+validation = 0.1
+{table}{how}
+[gate]\t# what must hold before the model is released; `- baseline` asks
+require = ["{require}"]\t# for more than the strongest of the classical models
+"""
+
+
+def of_table(seen: Seen, target: str | None, reasons: list[str]) -> TableGuess | None:
+    """Return what a table suggests; None if it rather holds texts.
+
+    Raises
+    ------
+    DataError
+        If nothing is to be foretold, or nothing to foretell it from.
+    """
+    names = seen.names
+    if seen.file.format == "txt" or not is_table(seen.rows, names, target):
+        return None
+    label, task = target_of(seen.rows, names, target, reasons)
+    texts = texts_of(seen.rows, names, label)
+    away = left_out(seen.rows, [name for name in names if name not in texts], label)
+    read = [name for name in names if name != label and name not in away]
+    if not read:
+        raise DataError("no column is left to foretell from", where=", ".join(names))
+    what = f"{len(texts)} of them of long texts" if texts else "none of them holds long texts"
+    reasons.insert(0, f"a table of {len(read)} columns: {what}")
+    reasons += [f"text: column {name!r}, which is read beside the cells" for name in texts]
+    reasons += [f"left out: column {name!r}, for {why}" for name, why in away.items()]
+    return TableGuess(
+        data=seen.data, task=task, label=label, sources=seen.sources, rows=seen.total,
+        reasons=reasons, ignore=[*away], texts=texts,
+    )  # fmt: skip
 
 
 def is_table(sample: Rows, names: list[str], target: str | None) -> bool:
@@ -86,7 +183,7 @@ def target_of(
     """
     label = target
     if label is None:
-        label = next((name for name in names if _TARGETS.match(name)), None)
+        label = next((name for name in names if TARGETS.match(name)), None)
         why = "its name says so"
         if label is None:
             values = _values(sample, names[-1])
@@ -133,7 +230,9 @@ def left_out(sample: Rows, names: list[str], label: str) -> dict[str, str]:
         numbers = [number(cell) for cell in given]
         if different >= 2 and len(given) == len(sample) and _one_to_one(given, answers):
             found[name] = "it is the label in other words"
-        elif given and _counts(numbers):
+        elif different < 2 and len(given) in (0, len(sample)):
+            found[name] = "it is the same in every row" if given else "it is empty"
+        elif given and counts_rows(numbers):
             found[name] = "it counts the rows"
         elif (
             different > _ALL * len(given) > 0
@@ -150,82 +249,6 @@ def _one_to_one(cells: list[str], answers: list[str]) -> bool:
     return few and len(pairs) == len(set(cells)) == len(set(answers))
 
 
-def _counts(numbers: list[float]) -> bool:
+def counts_rows(numbers: list[float]) -> bool:
     """Return whether numbers go up by one from row to row."""
     return len(numbers) > 2 and all(later - before == 1 for before, later in pairwise(numbers))
-
-
-def quote(text: str) -> str:
-    """Return a string as TOML writes it."""
-    # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-_CELLS = {
-    small: f"""
-[model]
-backbone = "mlp"             # linear, or transformer, which also learns from rows without a label
-depth = 2                    # hidden layers
-width = {64 if small else 256}
-
-[pretrain]
-objective = "none"           # masked, for a transformer
-
-[finetune]
-epochs = {60 if small else 20}
-batch_size = {32 if small else 128}
-choose_by = "loss"           # on the validation split
-"""
-    for small in (True, False)
-}
-_WITH_TEXTS = {
-    small: f"""
-[tokenizer]
-vocab_size = {1024 if small else 4096}
-max_length = 128             # tokens; longer texts are cut and counted
-
-[model]
-depth = 2                    # the size dial: width, heads and rates derive from it
-
-[pretrain]
-objective = "masked"         # hides cells and tokens, and fills them in; none, to skip
-epochs = 4
-
-[finetune]
-epochs = {12 if small else 6}
-"""
-    for small in (True, False)
-}
-"""How rows are learnt, of cells alone and with texts; whether there are few."""
-
-
-def render(guess: Guess, sources: str, reasons: str) -> str:
-    """Return the recipe of a table."""
-    small = guess.rows < 2000
-    lists = {"texts": guess.texts, "ignore": guess.ignore}
-    lines = [f"{key} = [{', '.join(map(quote, of))}]" for key, of in lists.items() if of]
-    table = "\n".join(["", "[table]", *lines, ""]) if lines else ""
-    how = _WITH_TEXTS if guess.texts else _CELLS
-    classify = guess.task == "classify"
-    require = "test.accuracy.low - majority > 0" if classify else "test.mae.high - mean < 0"
-    return f"""# Written by `danlu new` after a look at {guess.data.name}:
-{reasons}
-# `danlu check` shows every value that is derived; `danlu schema` lists every key.
-seed = 0
-
-[data]
-modality = "table"
-task = "{guess.task}"
-label = {quote(guess.label or "")}
-sources = [                  # say where the data come from: the licence goes into the model card
-{sources}
-]
-
-[data.split]
-by = "random"                # group:COLUMN or time:COLUMN, where rows belong together
-test = 0.2
-validation = 0.1
-{table}{how[small]}
-[gate]                       # what must hold before the model is released; `- baseline` asks
-require = ["{require}"]      # for more than the strongest of the classical models
-"""

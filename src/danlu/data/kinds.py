@@ -98,6 +98,10 @@ class RowKind(Kind, Protocol):
         """Return a split's rows as a released model is asked about them."""
         ...
 
+    def picture(self, folder: Path, record: Any) -> Row:
+        """Return what shows a record to people, if its text does not; `folder` is an encoder's."""
+        ...
+
 
 class TextReader:
     """Cleans, redacts and tokenises texts."""
@@ -156,6 +160,10 @@ class Text:
     def records(self, data: Path, name: str) -> list[str]:
         """Return the texts of a split."""
         return [str(cell) for cell in cells(data, name, "text")]
+
+    def picture(self, folder: Path, record: Any) -> Row:  # noqa: ARG002 - a text shows itself
+        """Return nothing."""
+        return {}
 
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Train the tokenizer on the training split, and tokenise every split."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from danlu.batch import PADDING, Batch
 from danlu.data import modality
 from danlu.data.hide import for_causal, for_masked, hide
+from danlu.data.mixup import mixup
 from danlu.data.modality import PAD_ID, STEP, Spec
 from danlu.data.pack import Rows, best_fit
 from danlu.data.text import Documents
@@ -185,6 +186,9 @@ class DocumentLoader:
     views : int
         How often each document stands in a batch, each time with other tokens
         hidden; the views follow each other as whole batches.
+    mixup : float
+        α of the blending of a part's documents, see :func:`danlu.data.mixup.mixup`; 0 blends
+        nothing.
     """
 
     documents: modality.Documents
@@ -196,6 +200,7 @@ class DocumentLoader:
     mask_probability: float = 0.0
     views: int = 1
     objective: str = "masked"
+    mixup: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -228,6 +233,8 @@ class DocumentLoader:
         if self.labels is None:
             return for_masked(batch, self.mask_probability, self.spec, generator)
         batch = replace(batch, label=self.labels[torch.from_numpy(rows)])
+        if self.mixup:
+            batch = mixup(batch, self.mixup, generator)
         if self.mask_probability:
             batch = hide(batch, self.mask_probability, self.spec, generator)
         return batch

@@ -23,7 +23,7 @@ from danlu.data.image import FILE as IMAGE_FILE
 from danlu.data.image import ImageEncoder, usual_shape
 from danlu.data.modality import Documents, Encoder, Spec
 from danlu.data.raster import encode_png, fault
-from danlu.data.sources import blobs
+from danlu.data.sources import File, blobs, rows_of
 from danlu.data.split import NAMES, TRAIN, cells
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
@@ -134,6 +134,23 @@ def png_of(encoder: ImageEncoder, record: bytes) -> str:
     return _png(encoder.draw(_values(laid))[0])
 
 
+def digest_named(files: Sequence[File], columns: Sequence[str | None]) -> str:
+    """Return a digest of the files that tables point to; their own says nothing of these.
+
+    `columns` are those that name files; None for the first with a usual name.
+    """
+    total = hashlib.sha256()
+    for file in files:
+        if file.format in ("csv", "tsv", "jsonl", "parquet"):
+            for number, record in rows_of(file, {}):
+                if isinstance(record, str):
+                    continue
+                for column in columns:
+                    found = content(record, column, file.path)
+                    total.update(hashlib.sha256(f"{number} {found!r}".encode()).digest())
+    return total.hexdigest()
+
+
 class _Media(ABC):
     """What images and sounds have in common."""
 
@@ -167,6 +184,10 @@ class _Media(ABC):
         found = blobs(data, ids)
         return [found[number][""] for number in ids]
 
+    def picture(self, folder: Path, record: bytes) -> Row:
+        """Return what a report shows of a file."""
+        return self._sample(self._load(folder), record)
+
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
         """Fit the encoder on the training split, and encode every split."""
         train = self.records(data, TRAIN)
@@ -183,9 +204,12 @@ class _Media(ABC):
                 **(asdict(counts) if counts is not None else {}),
             }  # fmt: skip
             if name == TRAIN:
-                shown = zip(records[:_SAMPLES], cells(data, name, "label"), strict=False)
+                labels = cells(data, name, "label")
+                # Files lie class by class, so the first ones would be of one class.
+                spread = np.linspace(0, len(records) - 1, _SAMPLES).round().astype(int)
                 report["samples"] = [
-                    {"label": label, **self._sample(encoder, record)} for record, label in shown
+                    {"label": labels[row], **self._sample(encoder, records[row])}
+                    for row in np.unique(spread).tolist()
                 ]
         return report | self._describe(encoder)
 

@@ -30,6 +30,7 @@ from danlu.data.assign import (
     pseudonym,
     rule_of,
 )
+from danlu.data.clock import LARGEST
 from danlu.data.encoding import REPLACEMENT
 from danlu.data.labels import canonical, split_cell
 from danlu.data.privacy import KINDS
@@ -251,7 +252,7 @@ def _mark_unusable(rows: DataFrame, recipe: Recipe) -> DataFrame:
         rules.append((is_null(col("label")), lit("no label")))
     if task == "regress":
         value = try_cast(col("label"), DataType.float64())
-        bad = is_null(value) | value.is_nan() | value.is_inf()
+        bad = is_null(value) | value.is_nan() | (abs(value) >= lit(LARGEST))
         rules.append((bad, lit("label is not a number")))
     kind = rule_of(recipe)[0]
     if kind in ("group", "time"):

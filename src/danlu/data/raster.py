@@ -122,10 +122,14 @@ def shape_of(blob: bytes) -> tuple[int, int, Literal[1, 3]]:
     return height, width, 1 if grey else 3
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Return the PNG file of an image of shape (H, W, 1) or (H, W, 3)."""
+def encode_png(image: NDArray[np.uint8], level: int = 6) -> bytes:
+    """Return the PNG file of an image of shape (H, W, 1) or (H, W, 3).
+
+    `level` is zlib's: 1 is the quickest, 9 gives the smallest file.
+    """
     file = BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    plain = image[..., 0] if image.shape[-1] == 1 else image
+    Image.fromarray(plain).save(file, "PNG", compress_level=level)
     return file.getvalue()
 
 

@@ -6,9 +6,7 @@ A row that cannot be read is not fatal; it comes out with the reason why.
 from __future__ import annotations
 
 import csv
-import io
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,14 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from danlu.data import arrays
 from danlu.data.encoding import open_text
 from danlu.data.sql import query
 from danlu.errors import DataError
 from danlu.recipe import Source
 
-BINARY = ("parquet", "idx", "pandas", "media")
+BINARY = ("parquet", "idx", "npz", "pandas", "media")
 """Formats that fix their own encoding."""
 
 # Longer than any sane cell; the default of 128 KiB would refuse whole documents.
@@ -95,6 +93,7 @@ def rows_of(file: File, wanted: dict[str, str]) -> Rows:
         "tsv": _read_csv,
         "parquet": _read_parquet,
         "idx": _read_idx,
+        "npz": _read_npz,
         "pandas": _read_pandas,
         "media": _read_media,
         "sql": _read_sql,
@@ -246,61 +245,15 @@ def _read_media(file: File, wanted: dict[str, str]) -> Rows:
         yield number, {"file": path.read_bytes(), "path": name, "folder": folder, **columns}
 
 
-_IMAGES, _LABELS = 0x803, 0x801  # magic numbers: unsigned bytes, in three and in one dimension
-
-
 def _read_idx(file: File, wanted: dict[str, str]) -> Rows:
-    """Read MNIST's format (LeCun, Cortes and Burges): a header of big-endian integers, then bytes.
-
-    A row is ``{"image": PNG, "label": "7"}``; without `labels` it has no label.
-    """
-    from PIL import Image
-
     assert file.path
     check_columns(["image", *(["label"] if file.labels else [])], wanted, file)
-    images, (count, height, width) = _map_idx(file.path, _IMAGES, 3)
-    labels = None
-    if file.labels:
-        labels, (num_labels,) = _map_idx(file.labels, _LABELS, 1)
-        if num_labels != count:
-            raise DataError(
-                f"there are {count:,} images and {num_labels:,} labels", where=str(file.labels)
-            )
-    for number in range(count):
-        png = io.BytesIO()
-        pixels = images[number * height * width :][: height * width].reshape(height, width)
-        Image.fromarray(pixels).save(png, "PNG", compress_level=1)
-        row: dict[str, Any] = {"image": png.getvalue()}
-        if labels is not None:
-            row["label"] = str(labels[number])
-        yield number + 1, row
+    yield from enumerate(arrays.idx(file.path, file.labels), 1)
 
 
-def _map_idx(path: Path, magic: int, num_axes: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the bytes and the shape of an idx file whose size is what its header says."""
-    header = 4 + 4 * num_axes
-    with path.open("rb") as file:
-        head = file.read(header)
-    found = int.from_bytes(head[:4], "big")
-    if len(head) < header or found != magic:
-        raise DataError(
-            f"not an idx file of {'images' if magic == _IMAGES else 'labels'}: it begins with "
-            f"{found:#010x} instead of {magic:#010x}"
-            if found != magic
-            else "the idx file ends within its header",
-            where=str(path),
-        )
-    shape = [int(size) for size in np.frombuffer(head, ">u4", num_axes, offset=4)]
-    expected, size = header + math.prod(shape), path.stat().st_size
-    if size != expected:
-        raise DataError(
-            f"the idx file has {size:,} bytes where its header promises {expected:,}",
-            where=str(path),
-            mend="get it anew",
-        )
-    if 0 in shape:
-        return np.empty(0, np.uint8), [0] * num_axes
-    return np.memmap(path, np.uint8, "r", offset=header), shape
+def _read_npz(file: File, wanted: dict[str, str]) -> Rows:  # noqa: ARG001 - what it holds is seen in its rows
+    assert file.path
+    yield from enumerate(arrays.npz(file.path), 1)
 
 
 def _read_pandas(file: File, wanted: dict[str, str]) -> Rows:

@@ -200,7 +200,7 @@ def _name(path: Path, folder: Path) -> str:
 def _plain_files(where: str) -> list[Path]:
     path = Path(where)
     if path.is_dir():
-        known = {"txt", "jsonl", "csv", "tsv", "parquet", "media"}
+        known = {"txt", "jsonl", "csv", "tsv", "parquet", "npz", "media"}
         found = sorted(
             p for p in path.rglob("*") if p.is_file() and places.format_of(p.name) in known
         )

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from danlu.data.clock import LARGEST
 from danlu.data.modality import NUM_SPECIAL, Grid, Spec
 from danlu.errors import DataError
 from danlu.recipe.sections import Table
@@ -36,16 +37,16 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 
 
 def number(cell: Any) -> float:
-    """Return a cell's number; NaN where there is none.
+    """Return a cell's number; NaN where there is none, or none below :data:`LARGEST`.
 
     >>> number("3.5"), number(None), number("a lot")
     (3.5, nan, nan)
     """
     try:
         value = float(cell)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) < LARGEST else math.nan
 
 
 def date(cell: Any) -> datetime | None:

@@ -37,7 +37,7 @@ def mistakes(
     classes: list[str],
     kind: str,
 ) -> list[dict[str, Any]]:
-    """Return the ten rows on which the model is most confidently wrong."""
+    """Return the ten rows on which the model is most confidently wrong; `index` is the place."""
     if kind == "regress":
         badness = np.abs(answer - actual)
     elif kind == "multilabel":
@@ -58,6 +58,7 @@ def mistakes(
         else:
             said = classes[int(answer[row].argmax())]
         found.append({
+            "index": int(row),
             "text": table["text"][int(row)].as_py(), "truth": table["label"][int(row)].as_py(),
             "said": said, "badness": float(badness[row]),
             "file": table["file"][int(row)].as_py(), "row": table["row"][int(row)].as_py(),

@@ -22,6 +22,7 @@ FORMATS = {
     "tsv": (".tsv", ".inter", ".user", ".item"),
     "parquet": (".parquet", ".pq"),
     "idx": (".idx", ".idx3-ubyte", "-idx3-ubyte"),
+    "npz": (".npz",),
     "pandas": (".pkl", ".pickle"),
     "media": (
         ".png",

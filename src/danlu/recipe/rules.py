@@ -190,6 +190,17 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             "is for images and sounds",
         ),
         (
+            finetune.mixup > 0
+            and (data.modality not in ("image", "audio") or data.task != "classify"),
+            "finetune.mixup",
+            "is for classes of images or sounds",
+        ),
+        (
+            finetune.mixup > 0 and (finetune.loss == "hinge" or finetune.consistency > 0),
+            "finetune.mixup",
+            "shares of classes have no hinge loss, and two views of a blend would differ in it",
+        ),
+        (
             backbone == "cnn" and objective == "causal",
             "model.backbone",
             "a CNN sees both sides and cannot be causal",

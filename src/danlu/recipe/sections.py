@@ -47,10 +47,11 @@ class Source(Section):
     licence: str = "not stated"
     """Licence of the data, for the model card."""
     format: (
-        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "pandas", "media", "sql"] | None
+        Literal["txt", "jsonl", "csv", "tsv", "parquet", "idx", "npz", "pandas", "media", "sql"]
+        | None
     ) = None
-    """Derived from the file's ending. `idx` is MNIST's; `pandas` is a pickle, which runs code and
-    is therefore read from `package:` and `pypi:` only."""
+    """Derived from the file's ending. `idx` is MNIST's, `npz` NumPy's; `pandas` is a pickle, which
+    runs code and is therefore read from `package:` and `pypi:` only."""
     labels: str | None = None
     """For `idx`: the file of the labels, written as `path` is."""
     pattern: str | None = None

@@ -105,3 +105,6 @@ class Finetune(Training):
     nothing is learnt: they may be what is looked for."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """For images and sounds: every example is blended with another of its batch, and its label
+    alike, by a share that is drawn from Beta(mixup, mixup); 0 blends nothing."""

@@ -63,13 +63,18 @@ def losses(events: Rows, unit: str, title: str) -> str:
         for e in events
         if "loss" in e
     ]
+    colours = {"training": PALETTE[0], "validation": PALETTE[1]}
+    there = [name for name in colours if any(row["of"] == name for row in rows)]
+    scale = alt.Scale(domain=there, range=[colours[name] for name in there])
     chart = alt.Chart(inline(rows), title=title).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("loss:Q", title=unit, scale=alt.Scale(zero=False)),
-        color=alt.Color("of:N", sort=["training", "validation"]),
+        color=alt.Color("of:N", scale=scale),
     )
     line = chart.mark_line(strokeWidth=1.6, interpolate="monotone")
-    dots = chart.transform_filter("datum.of == 'validation'").mark_point(filled=True, size=40)
+    alone = sum(row["of"] == "training" for row in rows) == 1  # a line of one point is not seen
+    shown = "true" if alone else "datum.of == 'validation'"
+    dots = chart.transform_filter(shown).mark_point(filled=True, size=40)
     return render(alt.layer(line, dots))
 
 
@@ -95,22 +100,23 @@ def step_time(profiles: dict[str, dict[str, Any]]) -> str:
 
 
 def roc(curves: dict[str, dict[str, list[list[float]]]]) -> str:
-    """Draw ROC curves: one line for each model (and class)."""
-    rows = []
-    for model, of_model in curves.items():
-        for name, (wrong, right) in of_model.items():
-            line = model if len(of_model) == 1 else f"{model}: {name}"
-            pairs = enumerate(zip(wrong, right, strict=True))
-            rows += [{"model": line, "wrong": w, "right": r, "order": i} for i, (w, r) in pairs]
-    names = list(dict.fromkeys(str(row["model"]) for row in rows))
+    """Draw ROC curves: a line for each model, or one for each of its classes in its colour."""
+    rows = [
+        {"model": model, "class": name, "wrong": w, "right": r, "order": i}
+        for model, of_model in curves.items()
+        for name, (wrong, right) in of_model.items()
+        for i, (w, r) in enumerate(zip(wrong, right, strict=True))
+    ]
+    several = max(map(len, curves.values())) > 1
     lines = (
-        alt.Chart(inline(rows), title="ROC")
-        .mark_line(strokeWidth=1.8)
+        alt.Chart(inline(rows), title="ROC, a line for each class" if several else "ROC")
+        .mark_line(strokeWidth=1 if several else 1.8)
         .encode(
             x=alt.X("wrong:Q", title="false positive rate"),
             y=alt.Y("right:Q", title="true positive rate"),
             order="order:Q",
-            color=alt.Color("model:N", sort=names),
+            color=alt.Color("model:N", sort=list(curves)),
+            detail="class:N",
         )
     )
     return render(alt.layer(diagonal(), lines), 300, 300)
@@ -140,14 +146,16 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         for i, line in enumerate(matrix)
         for j, n in enumerate(line)
     ]  # fmt: skip
+    side = max(220, min(420, 60 * len(classes)))
+    # About six pixels a letter: names that would touch each other are slanted.
+    angle = 0 if max(map(len, classes)) * 6 < side / len(classes) else -40
     base = alt.Chart(inline(rows), title="Confusion").encode(
-        x=alt.X("said:N", sort=classes, title="model says", axis=alt.Axis(labelAngle=0)),
+        x=alt.X("said:N", sort=classes, title="model says", axis=alt.Axis(labelAngle=angle)),
         y=alt.Y("truth:N", sort=classes, title="truth"),
     )
     scale = alt.Scale(domain=[0, 1], range=["#f4f6f9", PALETTE[1]])
     cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
     text = base.mark_text(fontSize=13).encode(text="label:N", color=alt.Color("ink:N", scale=None))
-    side = max(220, min(420, 60 * len(classes)))
     chart = alt.layer(cells, text) if len(classes) <= 12 else cells
     return render(chart.resolve_scale(color="independent"), side, side)
 
@@ -174,7 +182,13 @@ def compared(rows: Rows, title: str) -> str:
         color=alt.Color("model:N", sort=names, legend=None),
     )
     lines = base.mark_rule(strokeWidth=3).encode(
-        x=alt.X("low:Q", title="value and 95% interval", scale=alt.Scale(zero=False)), x2="high:Q"
+        x=alt.X(
+            "low:Q",
+            title="value and 95% interval",
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(tickCount=6),
+        ),
+        x2="high:Q",
     )
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x="value:Q")
     return render(alt.layer(lines, dots), 340, 34 * len(rows))

@@ -15,6 +15,7 @@ from danlu.audit.gate import Verdict, judge
 from danlu.log import LOWER_IS_BETTER, Metric, read_events
 from danlu.recipe import Recipe, dump
 from danlu.release import charts, series_charts
+from danlu.release.words import day, figure, network, told
 
 HEADLINE = {
     "classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss",
@@ -103,7 +104,7 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
         loader=PackageLoader("danlu.release"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"figure": figure, "count": lambda n: f"{n:,}"}
+    pages.filters |= {"figure": figure, "count": lambda n: f"{n:,}", "day": day, "told": told}
     html = pages.get_template("report.html").render(**facts, charts=_charts(recipe, by_name, rows))
     (folder / "report.html").write_text(html, encoding="utf-8")
     plain = pages.overlay(autoescape=False)
@@ -115,51 +116,6 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
         "verdicts": [verdict.to_dict() for verdict in verdicts],
     }
     write_json(folder / "summary.json", summary)
-
-
-def network(backbone: dict[str, Any]) -> str:
-    """Return what a backbone is, in words.
-
-    >>> network({"kind": "lstm", "num_layers": 1, "dim": 256, "hidden_dim": 128, "causal": True})
-    'LSTM, 1 layer of width 256, 128 units, causal'
-    """
-    kind, layers = backbone.get("kind", "transformer"), backbone["num_layers"]
-    if kind == "linear" and backbone["value_dims"]:
-        return f"linear model of {backbone['dim']} numbers"
-    if kind == "linear":
-        return f"bag of tokens, embeddings of width {backbone['dim']}, no layers"
-    name = {"transformer": "Transformer"}.get(kind, kind.upper())
-    width = f"{layers} {'layer' if layers == 1 else 'layers'} of width {backbone['dim']}"
-    sight = "causal" if backbone["causal"] else "bidirectional"
-    if kind == "transformer":
-        return f"{name}, {width}, {backbone['num_heads']} heads, {backbone['activation']}, {sight}"
-    norm = "" if backbone.get("norm", "none") == "none" else f", {backbone['norm']} norm"
-    how = f"{backbone['activation']}{norm}" if kind in ("mlp", "cnn") else ""
-    if kind == "mlp":
-        return f"{name}, {layers} hidden of width {backbone['dim']}, {how}"
-    if backbone.get("value_shape"):
-        image = " × ".join(map(str, backbone["value_shape"]))
-        return f"{name} of {layers} stages up to width {backbone['dim']}, {how}, images of {image}"
-    if kind == "cnn":
-        return f"{name}, {width}, window {backbone['window']}, {how}"
-    return f"{name}, {width}, {backbone['hidden_dim']} units, {sight}"
-
-
-def figure(value: float | None, unit: str = "") -> str:
-    """Return a number as a person wants to read it.
-
-    >>> figure(0.85612, "share"), figure(1234567, "bytes"), figure(0.3127, "nats")
-    ('85.6%', '1.2 MB', '0.313')
-    """
-    if value is None:
-        return "–"
-    if unit == "share":
-        return f"{100 * value:.1f}%"
-    if unit == "bytes":
-        return f"{value / 1e6:,.1f} MB"
-    if unit == "seconds":
-        return f"{value:,.1f} s"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.3g}"
 
 
 def _strongest(recipe: Recipe, rows: list[Metric]) -> str | None:

@@ -14,7 +14,11 @@ _BANDS = ("95", "80", "50")  # per cent; wide to narrow
 
 def _x(times: list[Any]) -> Any:
     kind = "T" if times and isinstance(times[0], str) else "Q"
-    axis = alt.Axis(format="%d %b %H:%M", labelAngle=0, tickCount=4) if kind == "T" else alt.Axis()
+    axis = alt.Axis(labelOverlap=True, labelSeparation=8)
+    if kind == "T":
+        axis = alt.Axis(
+            format="%d %b %H:%M", labelAngle=0, tickCount=4, labelOverlap=True, labelSeparation=8
+        )
     return alt.X(f"time:{kind}", title=None, axis=axis, scale=alt.Scale(zero=False, nice=False))
 
 

@@ -80,6 +80,9 @@ def filling() -> Objective:
 def classes(label_smoothing: float = 0.0, consistency: float = 0.0) -> Objective:
     """Cross-entropy over classes, in nats a document.
 
+    A label is a class, or a share of each class (float32 of shape (N, C), as mixup makes it);
+    of shares the largest counts as the right one.
+
     Parameters
     ----------
     label_smoothing : float
@@ -101,7 +104,8 @@ def classes(label_smoothing: float = 0.0, consistency: float = 0.0) -> Objective
         return loss
 
     def right(logits_NC: Tensor, batch: Batch) -> Tensor:
-        return logits_NC.argmax(-1) == _given(batch.label)
+        label = _given(batch.label)
+        return logits_NC.argmax(-1) == (label.argmax(-1) if label.ndim > 1 else label)
 
     return Objective("classes", "nats/document", total, lambda b: float(b.num_documents), right)
 
