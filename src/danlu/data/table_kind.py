@@ -128,7 +128,7 @@ class RecordReader:
             cell = row.get(name)
             if isinstance(cell, str):
                 try:
-                    row[name] = base64.b64decode(cell, validate=True)
+                    row[name] = base64.b64decode(cell, validate=True) or None  # an empty cell
                 except (ValueError, binascii.Error):
                     raise InputError(f"{name!r} is a file, and a file is sent in base64") from None
             elif cell is not None and not isinstance(cell, bytes):
