@@ -260,7 +260,7 @@ def test_reviews_with_facts_beside_them_are_a_table_with_texts(tmp_path):
     rows = [(i, i % 5, i % 7, i % 3, text, "ab"[i % 2]) for i, text in enumerate(LONG)]
     data = table(tmp_path / "a.csv", ["id", "stars1", "b", "c", "review", "label"], rows)
     guess = look(data, None)
-    assert (guess.modality, guess.text, guess.texts) == ("table", None, ["review"])
+    assert (guess.modality, guess.texts) == ("table", ["review"])
     assert guess.ignore == ["id"]
     assert any("read beside the cells" in reason for reason in guess.reasons)
     path = write(guess, tmp_path / "a.toml")
@@ -357,7 +357,7 @@ def test_a_table_with_users_that_asks_for_something_else_is_no_recommender(tmp_p
         (*row, f"{ENGLISH[n % 80]}, and day {n} was like that too") for n, row in enumerate(rows)
     ]
     data = table(tmp_path / "b.csv", ["user", "item", "rating", "time", "review"], told)
-    assert look(data, None).modality == "text"
+    assert look(data, None).modality == "table"
     once = [(f"u{n}", *row[1:]) for n, row in enumerate(rows)]
     soon = [(*row[:3], "soon") for row in rows]
     for name, these in (("c", once), ("d", soon)):

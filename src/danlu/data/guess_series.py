@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from danlu.data.clock import Step, read_numbers, read_times
 from danlu.data.guess_base import CLASSES, Guess, Rows, Seen, quote
-from danlu.data.guess_table import TARGETS, counts_rows
+from danlu.data.guess_table import TARGETS, counts_rows, texts_of
 from danlu.data.table import tidy
 from danlu.errors import DataError
 
@@ -196,6 +196,8 @@ def of_table(seen: Seen, target: str | None, reasons: list[str]) -> SeriesGuess 
     """
     if seen.file.format == "txt" or len(seen.rows) < _SHORTEST:
         return None
+    if texts_of(seen.rows, seen.names, target or ""):
+        return None  # where texts stand beside, it is they that are to be read
     order = _order(seen)
     if order is None:
         return None
