@@ -36,7 +36,7 @@ _STRANGE = re.compile(
 _FORETOLD = re.compile(
     r"^(target|value|y|ot|demand|sales|load|price|close|count|volume)$", re.IGNORECASE
 )
-_ALIKE, _NEAR = 0.6, 0.1  # share of the steps that are alike, and how near they are to the median
+_ALIKE, _NEAR = 0.75, 0.1  # share of steps alike (working days: 0.78), and how near the median
 _SURE = 0.99  # share of cells that are times or numbers, and of times that come once
 _SHORTEST = 40  # steps of a series
 _RARE = 0.2  # share of rows up to which a label says what is strange
