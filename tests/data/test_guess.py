@@ -357,7 +357,8 @@ def test_a_table_with_users_that_asks_for_something_else_is_no_recommender(tmp_p
         (*row, f"{ENGLISH[n % 80]}, and day {n} was like that too") for n, row in enumerate(rows)
     ]
     data = table(tmp_path / "b.csv", ["user", "item", "rating", "time", "review"], told)
-    assert look(data, None).modality == "table"
+    guess = look(data, None)
+    assert (guess.modality, guess.label, guess.texts) == ("table", "rating", ["review"])
     once = [(f"u{n}", *row[1:]) for n, row in enumerate(rows)]
     soon = [(*row[:3], "soon") for row in rows]
     for name, these in (("c", once), ("d", soon)):
