@@ -79,7 +79,8 @@ class Batch:
         As the two before: values that were taken away, to be filled in.
     label : Tensor, optional
         What is to be predicted about each document: int64 of shape (N,) for
-        classes, float32 of shape (N, C) for multi-label or regression targets.
+        classes, float32 of shape (N, C) for multi-label or regression targets, int64 of
+        shape (N, S) for the characters of transcripts, filled up with 0.
     row_N : Tensor of int64, shape (N,), optional
         Row of each document in the data set, to find it again.
     """

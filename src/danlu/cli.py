@@ -355,6 +355,8 @@ def _lines_of_series(answer: dict[str, Any]) -> list[str]:
 
 
 def _answer_line(answer: dict[str, Any]) -> str:
+    if "text" in answer:
+        return str(answer["text"])
     cut = "\t(cut: too long)" if answer.get("truncated") else ""
     if "value" in answer:
         others = {k: v for k, v in answer.get("quantiles", {}).items() if k != "0.5"}

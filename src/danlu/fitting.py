@@ -123,6 +123,8 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
         held_out_objective = objectives.error(settings.loss or "squared")
     elif kind == "multilabel":
         held_out_objective = objectives.several_labels()
+    elif kind == "transcribe":
+        held_out_objective = objectives.transcripts()
     elif settings.loss == "hinge":
         held_out_objective = objectives.hinge()
     else:
@@ -159,7 +161,7 @@ def _scale(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _target(values: NDArray[Any], kind: str, scale: dict[str, float] | None) -> torch.Tensor:
-    if kind == "classify":
+    if kind in ("classify", "transcribe"):
         return torch.from_numpy(values)
     if scale is not None:
         values = ((values - scale["mean"]) / scale["std"])[:, None]

@@ -27,6 +27,7 @@ LOWER_IS_BETTER = frozenset(
     {
         *("log_loss", "brier", "ece", "mae", "rmse", "loss", "perplexity", "bits_per_byte"),
         *("pinball", "interval_width", "quantiles_crossed", "mase", "smape", "crps"),
+        *("cer", "wer", "substitutions", "insertions", "deletions"),
     }
 )
 """Metrics of which less is better."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from danlu.data.sources import File
 
 _WIRING = (
-    "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "fitting.py",
-    "series_fitting.py", "events_fitting.py", "lesson.py", "batch.py",
+    "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "speech_stages.py",
+    "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "batch.py",
 )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def check(
         "derived": derived,
         "splits": {name: part["rows"] for name, part in data["splits"].items()},
         "classes": data["classes"],
+        "task": recipe.data.kind,
         "tokens": tokens["splits"],
         **seen,
     }
@@ -192,7 +193,8 @@ def show(found: dict[str, Any]) -> None:
     splits = " · ".join(f"{rows:,} {name}" for name, rows in found["splits"].items())
     console.print(f"[bold]{found['recipe']}[/]: {splits}")
     if found["classes"]:
-        console.print(f"classes: {', '.join(found['classes'])}", markup=False)
+        what = "characters" if found["task"] == "transcribe" else "classes"
+        console.print(f"{what}: {', '.join(found['classes'])}", markup=False)
     for finding in found["findings"]:
         console.print(Text.assemble(("! ", "yellow"), finding))
     show = _show_rows if "columns" in found else _show_texts

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from danlu import events_stages, series_stages
+from danlu import events_stages, series_stages, speech_stages
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
@@ -216,6 +216,11 @@ def _of_sounds(recipe: Recipe, paths: dict[str, Path], values: Any) -> list[Any]
     found = {name: statistics(encoder, encoder.load_documents(tokens, name)) for name in NAMES}
     mean, std = found["train"].mean(0), found["train"].std(0)
     features = {name: (part - mean) / np.where(std > 0, std, 1) for name, part in found.items()}
+    if recipe.data.task == "transcribe":
+        from danlu.evaluate.transcribe import baselines
+
+        said = {name: read_split(paths["data"], name)["label"].to_pylist() for name in NAMES}
+        return list(baselines(features, said))
     return _linear(recipe, features, values)
 
 
@@ -261,6 +266,10 @@ def evaluate(recipe: Recipe, paths: dict[str, Path], folder: Path) -> None:
         return
     if own := _OWN.get(recipe.data.modality):
         own.evaluate(recipe, paths, folder, device())
+        return
+    if recipe.data.task == "transcribe":
+        leaks = _leaks(recipe, paths["data"])
+        speech_stages.evaluate(recipe, paths, folder, device(), leaks)
         return
     from danlu.evaluate import examine, score
     from danlu.evaluate.intervals import Bootstrap

@@ -10,7 +10,7 @@ import torch
 
 from danlu.batch import PADDING
 from danlu.data.acoustics import log_mel
-from danlu.data.audio import FRAME_ID, AudioEncoder, refusals, statistics
+from danlu.data.audio import FRAME_ID, AudioEncoder, refusal, statistics
 from danlu.data.clips import UnusableAudio
 from danlu.errors import DataError
 from danlu.recipe.audio import Audio
@@ -148,7 +148,7 @@ def test_extreme_clips_give_finite_values():
 
 def test_a_clip_that_cannot_be_used_is_named_with_its_reason():
     broken = [CLIPS[0], b"no sound", CLIPS[1][:-400], wav(np.zeros((100, 9)))]
-    found = refusals(broken, SETTINGS)
+    found = {n: reason for n, one in enumerate(broken) if (reason := refusal(one, SETTINGS))}
     assert list(found) == [1, 2, 3]
     assert found[1] == "not a WAV, FLAC, OGG or MP3 file"
     assert found[2].startswith("truncated")
@@ -193,3 +193,19 @@ def test_a_louder_copy_differs_by_its_gain_alone():
     np.testing.assert_allclose((two - one)[15:30, :24], 2 * np.log(1.5), atol=0.01)
     np.testing.assert_allclose(two[15:30, 24:], one[15:30, 24:], atol=1e-3)
     assert replace(ENCODER).spec == ENCODER.spec
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 479, 480, 1439, 1440, 5000])
+def test_a_transcript_needs_as_many_positions_as_the_clip_really_has(samples):
+    record = wav(np.random.default_rng(0).uniform(-0.1, 0.1, samples))
+    (positions,) = ENCODER.encode([record]).sizes.tolist()
+    fits = "ab" * positions
+    assert refusal(record, SETTINGS, fits[:positions]) is None
+    assert refusal(record, SETTINGS, fits[: positions + 1]) == "too short for its transcript"
+    assert refusal(record, SETTINGS) is None
+
+
+def test_a_clip_that_would_be_cut_has_no_transcript():
+    record = spoken(100, 200, 1.2)
+    assert refusal(record, SETTINGS) is None
+    assert "longer than 1 s" in refusal(record, SETTINGS, "a")

@@ -8,15 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from danlu.batch import Batch
 from danlu.errors import DataError
 from danlu.evaluate.intervals import Bootstrap
 from danlu.evaluate.transcribe import (
     EditCounts,
+    baselines,
     character_errors,
     count_edits,
     ctc_greedy,
+    heard,
+    measure,
     word_errors,
 )
+from danlu.model.transcript import Heard
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
 
@@ -121,3 +126,51 @@ def test_scores_that_cannot_be_read_are_refused():
     with pytest.raises(DataError, match="not a number"):
         ctc_greedy(scores)
     assert ctc_greedy(scores, np.array([4, 3])) == [[], []]  # beyond the end it does not matter
+
+
+SAID = ["ab c", "b", "cab a", "ab c"]
+HEARD = {"one": ["ab c", "a", "cb aa", ""], "other": ["ab c"] * 4}
+
+
+def test_the_figures_are_those_of_slow_counts():
+    rows, resampled = measure(SAID, HEARD, bootstrap := Bootstrap(4, 300, 0))
+    found = {(row.model, row.metric): row for row in rows}
+    for model, texts in HEARD.items():
+        letters = [distance(a, b) for a, b in zip(SAID, texts, strict=True)]
+        words = [distance(a.split(), b.split()) for a, b in zip(SAID, texts, strict=True)]
+        cer, wer = found[model, "cer"], found[model, "wer"]
+        assert cer.value == sum(letters) / sum(map(len, SAID))
+        assert wer.value == sum(words) / sum(len(text.split()) for text in SAID)
+        assert found[model, "exact_match"].value == letters.count(0) / 4
+        kinds = ("substitutions", "insertions", "deletions")
+        assert sum(found[model, kind].value for kind in kinds) == pytest.approx(cer.value)
+        slow = [sum(letters[n] for n in rows) / sum(len(SAID[n]) for n in rows)
+                for rows in bootstrap.rows.tolist()]  # fmt: skip
+        np.testing.assert_allclose(resampled[model]["cer"], slow)
+        assert (cer.low, cer.high) == tuple(np.quantile(slow, [0.025, 0.975]))
+        assert cer.n == 4
+
+
+def test_the_baselines_say_what_is_commonest_and_what_is_nearest():
+    generator = np.random.default_rng(3)
+    features = {"train": generator.normal(size=(30, 4)), "test": generator.normal(size=(7, 4))}
+    texts = {"train": [*"aabc" * 7, "b", "c"], "test": list("abcabca")}
+    majority, nearest = baselines(features, texts)
+    assert majority.answer.tolist() == ["a"] * 7
+    gap = np.linalg.norm(features["test"][:, None] - features["train"], axis=-1)
+    assert nearest.answer.tolist() == [texts["train"][n] for n in gap.argmin(1)]
+
+
+def test_answers_come_back_in_the_order_of_the_data_set():
+    class Recites(torch.nn.Module):
+        """Hears in each clip its own row's number."""
+
+        def forward(self, batch):
+            return Heard(torch.eye(9)[batch.row_N][:, None], torch.ones_like(batch.row_N))
+
+    def batch(*rows):
+        position = torch.zeros(1, len(rows), dtype=torch.int64)
+        return Batch(position, position, position, len(rows), row_N=torch.tensor(rows))
+
+    found = heard(Recites(), [batch(3, 1), batch(2, 0, 4)], 5, torch.device("cpu"))
+    assert found == [[], [1], [2], [3], [4]]

@@ -46,3 +46,10 @@ def test_padding_counts_as_nothing():
     flat = documents.lay(rows)  # 17 tokens in a row of 64
     alone = [documents.lay(rows[i : i + 1]) for i in rows]
     assert flops.useful(chosen, flat) == sum(flops.useful(chosen, one) for one in alone)
+
+
+def test_a_recogniser_scores_every_position():
+    chosen, sizes = model("transcribe"), [33, 31]
+    batch = made_up(sizes, vocab_size=96).lay(np.arange(2))
+    found = counted(chosen, lambda: chosen(batch).logits_NLC.sum())
+    assert flops.useful(chosen, batch) == found + attended(chosen.backbone.config, sizes)

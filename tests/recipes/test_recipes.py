@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import danlu
+from danlu.artifact import read_json
 from danlu.data.archive import cache
 from danlu.recipe import load
 
@@ -99,3 +100,16 @@ def test_the_answer_is_not_among_the_questions(root):
     recipe, _ = load(root / "recipes" / "credit.toml")
     assert "salary_<=50K" in recipe.table.ignore
     assert recipe.data.label == "salary_>50K"
+
+
+def test_what_is_said_is_written_down(root, tmp_path):
+    small = [*SMALL, "finetune.epochs=1", "model.width=16", "model.depth=1", "audio.pitch=none"]
+    recipe, _ = load(root / "recipes" / "speech-text.toml", small)
+    at_hand(recipe)
+    result = danlu.run(root / "recipes" / "speech-text.toml", tmp_path / "run", overrides=small)
+    measured = {(m.model, m.metric): m for m in result.metrics}
+    assert measured["speech-text", "cer"].n > 400
+    assert 0 < measured["nearest-clip", "cer"].value < 1
+    data = next((result.folder / "stages").glob("data-*"))
+    report = read_json(data / "report.json")
+    assert len(report["classes"]) == 37 + 4  # letters, and the digits of all tones but the first

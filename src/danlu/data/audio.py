@@ -15,6 +15,7 @@ from danlu.data.acoustics import Pitch, log_mel, mel_filters, pitch
 from danlu.data.clips import Clip, Floats, UnusableAudio, decode
 from danlu.data.modality import NUM_SPECIAL, Spec, lay_end_to_end
 from danlu.data.specaugment import FrameAugmenter
+from danlu.data.transcripts import positions_needed
 from danlu.errors import DataError
 from danlu.recipe.audio import Audio
 
@@ -130,7 +131,7 @@ class AudioEncoder:
         Raises
         ------
         UnusableAudio
-            Of the first clip that cannot be used; see :func:`refusals`.
+            Of the first clip that cannot be used; see :func:`refusal`.
         DataError
             If there is no clip, or the bands do not fit the rate and the window.
         """
@@ -203,15 +204,29 @@ class AudioEncoder:
         return cls(Audio.model_validate(kept["settings"]), mean, scale)
 
 
-def refusals(records: Sequence[bytes], settings: Audio) -> dict[int, str]:
-    """Return the records that cannot be used, each with the reason in a few words."""
-    found = {}
-    for row, record in enumerate(records):
-        try:
-            _decoded(record, settings)
-        except UnusableAudio as error:
-            found[row] = error.what
-    return found
+def refusal(record: bytes, settings: Audio, transcript: str | None = None) -> str | None:
+    """Return why a clip cannot be used, in a few words, or None.
+
+    Parameters
+    ----------
+    record : bytes
+    settings : Audio
+    transcript : str, optional
+        What is said in it. A clip that would be cut, or that has fewer positions than it takes
+        to write this, is then refused, too.
+    """
+    try:
+        clip = _decoded(record, settings)
+    except UnusableAudio as error:
+        return error.what
+    if transcript is None:
+        return None
+    if clip.cut:
+        return f"longer than {settings.max_seconds:g} s, of which alone its transcript would be"
+    frames = 1 + len(clip.signal) // round(settings.hop_ms * settings.rate / 1000)
+    if -(-frames // settings.stack) < positions_needed(transcript):
+        return "too short for its transcript"
+    return None
 
 
 def statistics(encoder: AudioEncoder, documents: AudioDocuments) -> NDArray[np.float64]:

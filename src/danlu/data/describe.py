@@ -33,10 +33,11 @@ def redactions(rows: DataFrame) -> dict[str, int]:
 
 
 def split_report(recipe: Recipe, table: pa.Table) -> dict[str, Any]:
-    """Return a split's rows and labels, and the lengths of texts in characters."""
+    """Return a split's rows and labels, and the lengths of texts (or transcripts) in characters."""
     report: dict[str, Any] = {"rows": table.num_rows}
-    if recipe.data.modality == "text":
-        size = pa.compute.utf8_length(table["text"]).to_numpy()
+    transcripts = recipe.data.task == "transcribe"
+    if transcripts or recipe.data.modality == "text":
+        size = pa.compute.utf8_length(table["label" if transcripts else "text"]).to_numpy()
         report["characters"] = {
             "total": int(size.sum()),
             **{f"p{q}": int(np.quantile(size, q / 100)) for q in (5, 50, 95)},
@@ -87,6 +88,13 @@ def findings(report: dict[str, Any]) -> list[str]:
     if redacted:
         what = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in redacted.items())
         findings.append(f"Personal data were redacted: {what}.")
+    for name, unknown in report.get("unknown_characters", {}).items():
+        if unknown:
+            told = ", ".join(f"{character!r} ({count:,})" for character, count in unknown.items())
+            findings.append(
+                f"The transcripts of the {name} split hold characters that no training transcript "
+                f"does, and that can therefore not be written: {told}."
+            )
     labels = report["splits"]["train"].get("labels")
     if labels and max(labels.values()) > 3 * min(labels.values()):
         findings.append(

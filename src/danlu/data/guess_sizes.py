@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import soundfile
 
-from danlu.data.audio import refusals
+from danlu.data.audio import refusal
 from danlu.data.guess_base import Guess, quote
 from danlu.data.image import usual_shape
 from danlu.data.raster import fault
@@ -174,7 +174,7 @@ class SoundGuess(MediaGuess):
     def of(cls, blobs: Sequence[bytes], reasons: list[str], **found: Any) -> Self:
         """Choose by the lengths and rates of a sample, and by how many clips there are."""
         usual = Audio()
-        good = _readable(blobs, lambda b: refusals([b], usual).get(0), reasons, "sounds")
+        good = _readable(blobs, lambda b: refusal(b, usual), reasons, "sounds")
         rates, lengths = zip(*map(_heard, good), strict=True)
         rate = min(usual.rate, Counter(rates).most_common(1)[0][0])
         longest = float(np.max(lengths))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from danlu.data import transcripts
+
 
 def split_cell(text: str, separator: str | None) -> list[str]:
     """Return the labels that a label cell holds.
@@ -28,6 +30,8 @@ def canonical(cell: str, kind: str, separator: str | None) -> str | None:
     >>> canonical("3.0", "regress", None) == canonical("3", "regress", None)
     True
     """
+    if kind == "transcribe":
+        return transcripts.canonical(cell)
     if kind == "regress":
         try:
             return repr(float(cell))
@@ -47,8 +51,11 @@ def encode(
     -------
     NDArray
         classify: int64 of shape (n,), the class's place in `classes`;
-        multilabel: bool of shape (n, C); regress: float64 of shape (n,).
+        multilabel: bool of shape (n, C); regress: float64 of shape (n,); transcribe: int64
+        of shape (n, S), see :func:`danlu.data.transcripts.encode`.
     """
+    if kind == "transcribe":
+        return transcripts.encode(cells, classes)
     if kind == "regress":
         return np.asarray([float(cell) for cell in cells], np.float64)
     place = {name: number for number, name in enumerate(classes)}

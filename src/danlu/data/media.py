@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from danlu.batch import Batch
 from danlu.data.audio import FILE as AUDIO_FILE
-from danlu.data.audio import AudioEncoder, refusals
+from danlu.data.audio import AudioEncoder, refusal
 from danlu.data.augment import Augment
 from danlu.data.clips import clip_html, picture
 from danlu.data.image import FILE as IMAGE_FILE
@@ -25,6 +25,7 @@ from danlu.data.modality import Documents, Encoder, Spec
 from danlu.data.raster import encode_png, fault
 from danlu.data.sources import File, blobs, rows_of
 from danlu.data.split import NAMES, TRAIN, cells
+from danlu.data.transcripts import canonical
 from danlu.errors import DataError, InputError
 from danlu.recipe import Recipe
 
@@ -169,7 +170,7 @@ class _Media(ABC):
             if isinstance(path := record.get("path"), str):
                 row["file"] = path
             found = content(record, recipe.data.content, beside)
-            reason = found if isinstance(found, str) else refuse(found)
+            reason = found if isinstance(found, str) else refuse(found, row.get("label"))
             if reason:
                 row["reason"] = reason
             if isinstance(found, bytes):
@@ -222,7 +223,8 @@ class _Media(ABC):
         return self._load(folder).spec
 
     @abstractmethod
-    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]: ...
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes, str | None], str | None]:
+        """Return what says why a file with a label, if it has one, cannot be used."""
 
     @abstractmethod
     def _fit(self, recipe: Recipe, records: list[bytes]) -> Encoder: ...
@@ -255,8 +257,8 @@ class Image(_Media):
         encoder = ImageEncoder.load(folder)
         return MediaReader(encoder, lambda blob: fault(blob, encoder.max_pixels))
 
-    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
-        return lambda blob: fault(blob, recipe.image.max_pixels)
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes, str | None], str | None]:
+        return lambda blob, _: fault(blob, recipe.image.max_pixels)
 
     def _fit(self, recipe: Recipe, records: list[bytes]) -> ImageEncoder:
         return fit_images(recipe, records)
@@ -290,13 +292,22 @@ class Audio(_Media):
             f"{report['max_seconds']:g} s"
         )
 
-    def reader(self, folder: Path, config: Row) -> MediaReader:  # noqa: ARG002 - the encoder's file holds all
-        """Read the encoder."""
+    def reader(self, folder: Path, config: Row) -> MediaReader:
+        """Read the encoder; a recogniser takes no clip that it would hear in part."""
         encoder = AudioEncoder.load(folder)
-        return MediaReader(encoder, lambda blob: refusals([blob], encoder.settings).get(0))
+        said = "" if config.get("head") == "transcribe" else None
+        return MediaReader(encoder, lambda blob: refusal(blob, encoder.settings, said))
 
-    def _refuse(self, recipe: Recipe) -> Callable[[bytes], str | None]:
-        return lambda blob: refusals([blob], recipe.audio).get(0)
+    def _refuse(self, recipe: Recipe) -> Callable[[bytes, str | None], str | None]:
+        if recipe.data.task != "transcribe":
+            return lambda blob, _: refusal(blob, recipe.audio)
+        names = recipe.data.rename
+
+        def refuse(blob: bytes, label: str | None) -> str | None:
+            transcript = canonical(names.get(label or "", label or ""))
+            return refusal(blob, recipe.audio, transcript or "")
+
+        return refuse
 
     def _fit(self, recipe: Recipe, records: list[bytes]) -> AudioEncoder:
         return AudioEncoder.fit(records, recipe.audio)

@@ -21,7 +21,7 @@ from daft.functions import contains, count_distinct, is_null, length, try_cast, 
 from numpy.typing import NDArray
 
 from danlu.artifact import write_json
-from danlu.data import describe, duplicates, kinds, split
+from danlu.data import describe, duplicates, kinds, split, transcripts
 from danlu.data.assign import (
     assign,
     digest,
@@ -150,6 +150,11 @@ def prepare(
         "clusters_of_several": int((np.unique(cluster, return_counts=True)[1] > 1).sum()),
         "splits": {name: describe.split_report(recipe, part) for name, part in parts.items()},
     }
+    if recipe.data.task == "transcribe":
+        report["unknown_characters"] = {
+            name: transcripts.count_unknown(part["label"].to_pylist(), classes)
+            for name, part in parts.items()
+        }
     write_json(folder / REPORT, report | {"findings": describe.findings(report)})
 
 
@@ -323,7 +328,9 @@ def _check_labels(recipe: Recipe, table: pa.Table) -> None:
 
 
 def _classes(recipe: Recipe, table: pa.Table, assigned: NDArray[np.str_]) -> list[str]:
-    """Return the classes, sorted, after seeing that each can be learnt."""
+    """Return the classes, sorted, after seeing that each can be learnt; or the characters."""
+    if recipe.data.task == "transcribe":
+        return transcripts.alphabet(table.filter(assigned == split.TRAIN)["label"].to_pylist())
     if recipe.data.task != "classify":
         return []
     classes = sorted(_labels(recipe, table))

@@ -32,14 +32,15 @@ class Answer:
     Attributes
     ----------
     model : str
-    answer : NDArray of float64
-        Probabilities of shape (n, C), values of shape (n,), or quantiles of shape (n, Q).
+    answer : NDArray
+        Probabilities of shape (n, C), values of shape (n,), or quantiles of shape (n, Q); or
+        of each row a text.
     settings : dict
         What was chosen, and how.
     """
 
     model: str
-    answer: NDArray[np.float64]
+    answer: NDArray[Any]
     settings: dict[str, Any]
 
 

@@ -1,17 +1,25 @@
-"""From a recogniser's frames to words, and how wrong they are."""
+"""From a recogniser's positions to text, and how wrong it is."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
 
+from danlu.batch import Batch
 from danlu.errors import DataError
+from danlu.evaluate.baseline import Answer
+from danlu.evaluate.intervals import WILSON, Bootstrap, bootstrap_name, wilson
+from danlu.log import Metric
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.floating[Any]]
 
 
 def ctc_greedy(
@@ -138,3 +146,117 @@ def word_errors(said: Sequence[str], heard: Sequence[str]) -> EditCounts:
 def character_errors(said: Sequence[str], heard: Sequence[str]) -> EditCounts:
     """Compare texts character by character, runs of spaces counting as one (CER)."""
     return count_edits(*([" ".join(text.split()) for text in texts] for texts in (said, heard)))
+
+
+@torch.inference_mode()
+def heard(
+    model: nn.Module, batches: Iterable[Batch], num_rows: int, device: torch.device
+) -> list[list[int]]:
+    """Return the labels that a recogniser hears in each document, in the data set's order.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On `device`; left in evaluation mode. Its outputs are
+        :class:`danlu.model.transcript.Heard`.
+    batches : iterable of Batch
+        Together they hold every row from 0 to ``num_rows - 1`` once.
+    num_rows : int
+    device : torch.device
+    """
+    model.eval()
+    found: list[list[int]] = [[] for _ in range(num_rows)]
+    for batch in batches:
+        said = model(batch.to(device))
+        labels = ctc_greedy(said.logits_NLC.cpu().numpy(), said.length_N.cpu().numpy())
+        assert batch.row_N is not None, "batches of documents name their rows"
+        for row, one in zip(batch.row_N.tolist(), labels, strict=True):
+            found[row] = one
+    return found
+
+
+def baselines(
+    features: dict[str, NDArray[np.float64]], texts: dict[str, Sequence[str]]
+) -> list[Answer]:
+    """Say what is said most often; and what was said in the training clip that is most alike.
+
+    Parameters
+    ----------
+    features : dict of str to NDArray of float64, shape (n, d)
+        Standardised statistics of the splits' clips.
+    texts : dict of str to sequence of str
+        The splits' transcripts.
+    """
+    train = np.asarray(texts["train"])
+    each, count = np.unique(train, return_counts=True)
+    commonest = np.full(len(texts["test"]), each[count.argmax()])
+    search = NearestNeighbors(n_neighbors=1).fit(features["train"])
+    nearest = train[search.kneighbors(features["test"], return_distance=False)[:, 0]]
+    about = {"neighbours": 1, "numbers_of_a_clip": features["train"].shape[1]}
+    return [Answer("majority", commonest, {}), Answer("nearest-clip", nearest, about)]
+
+
+def measure(
+    said: Sequence[str], answers: dict[str, Sequence[str]], bootstrap: Bootstrap
+) -> tuple[list[Metric], dict[str, dict[str, Floats]]]:
+    """Measure what several models heard in one split.
+
+    Parameters
+    ----------
+    said : sequence of str
+        The transcripts.
+    answers : dict of str to sequence of str
+        What each model wrote instead.
+    bootstrap : Bootstrap
+        Resamples clips.
+
+    Returns
+    -------
+    rows : list of Metric
+        The character and the word error rate (``cer``, ``wer``); how the former's edits are of
+        three kinds; and the share of transcripts without an error (``exact_match``).
+    resampled : dict of str to dict of str to NDArray
+        Model, metric and its values on the resamples, for paired differences.
+    """
+    rows: list[Metric] = []
+    resampled: dict[str, dict[str, Floats]] = {}
+    for model, texts in answers.items():
+        characters, words = character_errors(said, texts), word_errors(said, texts)
+        right = (characters.errors == 0).astype(np.int64)
+        parts = {
+            "cer": (characters.errors, characters.units),
+            "wer": (words.errors, words.units),
+            "substitutions": (characters.substitutions, characters.units),
+            "insertions": (characters.insertions, characters.units),
+            "deletions": (characters.deletions, characters.units),
+            "exact_match": (right, np.ones_like(right)),
+        }
+        resampled[model] = {}
+        for name, (count, of) in parts.items():
+            draws = count[bootstrap.rows].sum(1) / of[bootstrap.rows].sum(1)
+            resampled[model][name], value = draws, float(count.sum() / of.sum())
+            (low, high), how = bootstrap.interval(draws), bootstrap_name(bootstrap.resamples)
+            if name == "exact_match":
+                (low, high), how = wilson(int(right.sum()), len(right)), WILSON
+            rows.append(
+                Metric("evaluate", model, "test", name, value, low, high, len(said), "share", how)
+            )
+    return rows, resampled
+
+
+def compared(said: str, heard: str) -> list[dict[str, str]]:
+    """Return a transcript beside what was heard, piece by piece.
+
+    Examples
+    --------
+    >>> [tuple(piece.values()) for piece in compared("cat", "bats")]
+    [('replace', 'c', 'b'), ('equal', 'at', 'at'), ('insert', '', 's')]
+    """
+    return [
+        {
+            "edit": one.tag,
+            "said": said[one.src_start : one.src_end],
+            "heard": heard[one.dest_start : one.dest_end],
+        }
+        for one in Levenshtein.opcodes(said, heard)
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from danlu.batch import Batch
 from danlu.model.heads import DocumentHead, FillingHead, Model, TokenHead
 from danlu.model.outlook import ForecastHead, RebuildHead
+from danlu.model.transcript import TranscriptHead
 
 _MULTIPLY_ADD, _PASSES = 2, 3  # a product forward, and one for each of its factors backward
 
@@ -40,7 +41,7 @@ def useful(model: Model, batch: Batch) -> int:
         own += head.output.weight.numel() * batch.num_documents
     elif isinstance(head, ForecastHead):
         own = head.output.weight.numel() * head.ahead * batch.num_documents
-    elif isinstance(head, RebuildHead):
+    elif isinstance(head, RebuildHead | TranscriptHead):
         own = sum(p.numel() for p in head.parameters() if p.ndim == 2) * batch.num_tokens
     elif isinstance(head, FillingHead):
         assert batch.target_BT is not None

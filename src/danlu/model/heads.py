@@ -17,6 +17,7 @@ from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm, values_of
 from danlu.model.classic import Classic, ClassicConfig
 from danlu.model.initialise import Initialiser, initialise
 from danlu.model.outlook import ForecastHead, RebuildHead
+from danlu.model.transcript import Heard, TranscriptHead
 from danlu.model.values import SeveralValues, Values
 
 Config = BackboneConfig | ClassicConfig
@@ -232,7 +233,7 @@ class FillingHead(nn.Module):
         return Filled(scores, self.values(hidden_UD, id_U), self.values.share(id_U))
 
 
-Head = TokenHead | FillingHead | DocumentHead | ForecastHead | RebuildHead
+Head = TokenHead | FillingHead | DocumentHead | ForecastHead | RebuildHead | TranscriptHead
 
 
 class Model(nn.Module):
@@ -250,9 +251,12 @@ class Model(nn.Module):
         )
         return out
 
-    def forward(self, batch: Batch) -> Tensor | Scores | Filled:
-        """Return the head's outputs: (N, …), or what is said of the hidden positions."""
+    def forward(self, batch: Batch) -> Tensor | Scores | Filled | Heard:
+        """Return the head's outputs: (N, …), or what is said of positions."""
         hidden_BTD = self.hidden(batch)
+        if isinstance(self.head, TranscriptHead):
+            heard: Heard = self.head(hidden_BTD, batch)
+            return heard
         if isinstance(self.head, (DocumentHead, ForecastHead, RebuildHead)):
             out: Tensor = self.head(hidden_BTD, batch)
             return out
@@ -266,7 +270,8 @@ class Model(nn.Module):
 
 
 HeadKind = Literal[
-    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect", "rank"
+    "masked", "causal", "classify", "multilabel", "regress", "forecast", "detect", "rank",
+    "transcribe",
 ]  # fmt: skip
 
 
@@ -283,11 +288,11 @@ def build(
     Parameters
     ----------
     config : BackboneConfig or ClassicConfig
-    kind : {"masked", "causal", "classify", "multilabel", "regress", "forecast", "detect", "rank"}
+    kind : HeadKind
         The objective that the head serves; that of ``rank`` is ``causal`` with a bias for each
         item, which says how popular it is.
     num_outputs : int
-        Classes or values a document is given; unused over tokens.
+        Classes or values a document is given, or characters to write; unused over tokens.
     dropout : float
         In [0, 1), before the output layer of a document's head or of ``rank``.
     initialiser : str
@@ -307,4 +312,6 @@ def build(
         return Model(backbone, ForecastHead(config.dim, dropout=dropout, **(shape or {})))
     if kind == "detect":
         return Model(backbone, RebuildHead(config.dim, dropout=dropout, **(shape or {})))
+    if kind == "transcribe":
+        return Model(backbone, TranscriptHead(config.dim, num_outputs, dropout))
     return Model(backbone, DocumentHead(config.dim, num_outputs, dropout))

@@ -23,7 +23,7 @@ RESERVED = frozenset({
     "majority", "mean", "unigram", "tfidf-logreg", "tfidf-ridge", "logreg", "ridge",
     "least-squares", "boosting", "quantiles", "seasonal-naive", "seasonal-naive-long", "ets",
     "ets-long", "isolation-forest", "popular", "popular-recent", "item-knn", "item-knn-recency",
-    "item-knn-sequential",
+    "item-knn-sequential", "nearest-clip",
 })  # fmt: skip
 """Names of baselines, which stand beside the recipe's own in ``metrics.json``."""
 
@@ -33,6 +33,7 @@ LOSSES = {
     "forecast": ("quantile",),
     "detect": ("absolute", "squared", "huber"),
     "rank": ("cross_entropy",),
+    "transcribe": ("ctc",),
 }
 """The losses of each task, the default first."""
 
@@ -63,6 +64,26 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             data.task not in ("pretrain", "forecast", "rank") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
+        ),
+        (
+            data.task == "transcribe" and data.modality != "audio",
+            "data.task",
+            "'transcribe' is for data.modality 'audio'",
+        ),
+        (
+            data.task == "transcribe" and data.label is None,
+            "data.label",
+            "task 'transcribe' needs the column that holds what is said",
+        ),
+        (
+            data.task == "transcribe" and finetune.label_smoothing > 0,
+            "finetune.label_smoothing",
+            "only task 'classify' has it",
+        ),
+        (
+            data.task == "transcribe" and finetune.choose_by == "accuracy",
+            "finetune.choose_by",
+            "task 'transcribe' is chosen by its loss",
         ),
         (
             data.task in ("regress", "detect") and data.label is None,
@@ -298,6 +319,11 @@ def _in_audit(recipe: Recipe) -> list[tuple[str, str]]:
             bool(audit.protected) and data.task == "pretrain",
             "audit.protected",
             "task 'pretrain' gives no answers whose fairness could be measured",
+        ),
+        (
+            bool(audit.protected) and data.task == "transcribe",
+            "audit.protected",
+            "is not measured for task 'transcribe'",
         ),
         (
             data.modality == "text" and any(name.endswith("*") for name in audit.protected),

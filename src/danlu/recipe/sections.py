@@ -174,10 +174,11 @@ class Split(Section):
 class Data(Section):
     """Where the rows come from and what is to be learnt about them."""
 
-    task: Literal["pretrain", "classify", "regress", "forecast", "detect", "rank"]
+    task: Literal["pretrain", "classify", "regress", "forecast", "detect", "rank", "transcribe"]
     """`pretrain` (no labels), `classify` or `regress`; of series `forecast`, or `detect`, which
     looks for anomalies (labels choose the threshold and judge); of events `rank`, which
-    recommends what comes next."""
+    recommends what comes next; of sounds `transcribe`, which writes what is said (the label is
+    the transcript)."""
     modality: Literal["text", "table", "image", "audio", "series", "events"] = "text"
     """The kind of data."""
     content: str | None = None
@@ -203,7 +204,10 @@ class Data(Section):
     @property
     def kind(
         self,
-    ) -> Literal["pretrain", "classify", "multilabel", "regress", "forecast", "detect", "rank"]:
+    ) -> Literal[
+        "pretrain", "classify", "multilabel", "regress", "forecast", "detect", "rank",
+        "transcribe",
+    ]:  # fmt: skip
         """The task, with several labels a row told from one."""
         return "multilabel" if self.label_separator is not None else self.task
 

@@ -56,7 +56,7 @@ class Training(Section):
     checkpoint_every: Count = 0
     """Steps between checkpoints; 0 makes one at each epoch's end."""
     keep_checkpoints: Positive = 2
-    """Last checkpoints kept during training, beside the best."""
+    """Last checkpoints kept, beside the best weights, during training and with what it made."""
     log_every: Positive = 20
     """Steps between rows in the log."""
     tensorboard: bool = False
@@ -91,12 +91,13 @@ class Finetune(Training):
     class, `ndcg` (of the first `events.k`) for task `rank`, or the `loss`."""
     mask_probability: Fraction = 0.0
     """Share of input tokens hidden at random, against overfitting."""
-    loss: Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile"] | None = (
-        None
-    )
+    loss: (
+        Literal["cross_entropy", "hinge", "squared", "absolute", "huber", "quantile", "ctc"] | None
+    ) = None
     """What is made small: `cross_entropy` or `hinge` for classes; `squared`, `absolute` or
     `huber` errors of standardised values for tasks `regress` and `detect`; `quantile` (pinball)
-    for tasks `regress` and `forecast`."""
+    for tasks `regress` and `forecast`; `ctc` (connectionist temporal classification) for task
+    `transcribe`."""
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     """The quantiles to foretell for task `regress`, rising, with the median 0.5 among them, which
     is then the answer's value. (0.1, 0.5, 0.9) for `loss = "quantile"`, otherwise none."""

@@ -19,7 +19,7 @@ from danlu.release.words import day, figure, network, told
 
 HEADLINE = {
     "classify": "accuracy", "multilabel": "f1_macro", "regress": "mae", "pretrain": "loss",
-    "forecast": "mase", "detect": "f1", "rank": "ndcg@{k}",
+    "forecast": "mase", "detect": "f1", "rank": "ndcg@{k}", "transcribe": "cer",
 }  # fmt: skip
 _SHOWN = {
     "classify": (
@@ -30,6 +30,7 @@ _SHOWN = {
     "forecast": "mase smape mae crps pinball coverage_95 coverage_90 coverage_80 coverage_60",
     "detect": ("f1 precision recall event_f1 event_precision event_recall roc_auc pr_auc"),
     "rank": "ndcg@{k} hr@{k} recall@{k} mrr@{k} mrr coverage@{k}",
+    "transcribe": "cer wer exact_match substitutions insertions deletions",
     "pretrain": "loss perplexity bits_per_byte masked_token_accuracy next_token_accuracy",
 }
 
@@ -143,7 +144,7 @@ def _headline(recipe: Recipe, rows: list[Metric], strongest: str | None) -> tupl
     own = _find(rows, recipe.name, metric)
     if own is None:
         return f"{recipe.name}: {metric} could not be measured.", False
-    what = metric.replace("_", " ")
+    what = {"cer": "character error rate"}.get(metric, metric.replace("_", " "))
     line = (
         f"{recipe.name}: {what} {figure(own.value, own.unit)} "
         f"[{figure(own.low, own.unit)}, {figure(own.high, own.unit)}] on {own.n:,} "
@@ -293,6 +294,7 @@ def _facts(
         "intervals": sorted({row.interval for row in measured if row.interval}),
         "alarms": (shown := by_name["evaluate"].json("curves.json")).get("alarms", []),
         "examples": shown.get("examples", []),
+        "heard": shown.get("heard", []),
     }
 
 

@@ -17,8 +17,10 @@ from danlu.data.kinds import Reader
 from danlu.data.load import in_order
 from danlu.data.modality import Documents
 from danlu.data.table_kind import RecordReader
+from danlu.data.transcripts import spell
 from danlu.errors import ArtifactError, DanluError, InputError
 from danlu.evaluate.predict import outputs, probabilities, quantiles
+from danlu.evaluate.transcribe import heard
 from danlu.model import heads, native
 from danlu.serve import events, series
 
@@ -140,6 +142,15 @@ class Engine:
         answers, crossed = self._answers(self._read(records)[0], batch_size)
         return answers, int(crossed.sum())
 
+    def transcripts(self, records: Sequence[Any], batch_size: int = 64) -> list[str]:
+        """Return what is said in each clip."""
+        if not records:
+            return []
+        documents, _ = self._read(records)
+        batches = in_order(documents, batch_size)
+        labels = heard(self.model, batches, len(documents), self.device)
+        return [spell(one, self.classes) for one in labels]
+
     def predict(self, records: Sequence[Any], batch_size: int = 64) -> list[dict[str, Any]]:
         """Answer about each record: a text, a file's bytes, or a table's row as a dict.
 
@@ -151,9 +162,9 @@ class Engine:
             the median, and whether they ``crossed`` and were put in order. Also what the
             reader noted: of a text the number of ``tokens`` and whether it was ``truncated``
             to what the model sees; of a row how many cells are ``missing``, ``unreadable``,
-            ``unknown`` or ``clipped``, and whether a text of it was ``truncated``. Of series see
-            :func:`danlu.serve.series.predict`, of histories of items
-            :func:`danlu.serve.events.predict`.
+            ``unknown`` or ``clipped``, and whether a text of it was ``truncated``. Of a clip that
+            is to be transcribed the ``text``. Of series see :func:`danlu.serve.series.predict`,
+            of histories of items :func:`danlu.serve.events.predict`.
         """
         if not records:
             return []
@@ -161,6 +172,8 @@ class Engine:
             return series.predict(self, records, batch_size)
         if self.modality == "events":
             return events.predict(self, records, batch_size)
+        if self.kind == "transcribe":
+            return [{"text": text} for text in self.transcripts(records, batch_size)]
         documents, notes = self._read(records)
         answers, crossed = self._answers(documents, batch_size)
         return [

@@ -217,6 +217,29 @@ def rebuilding(patch: int, variables: int, kind: str = "absolute", trim: float =
     return Objective("rebuilding", unit, total, lambda b: float(_kept(b, trim)))
 
 
+def transcripts() -> Objective:
+    """Connectionist temporal classification, in nats a character.
+
+    The loss is the negative logarithm of the probability of a transcript: the sum over all ways
+    of spreading its characters over the positions, with blanks between and repeats as one
+    (Graves et al., "Connectionist temporal classification", 2006). Outputs are
+    :class:`danlu.model.transcript.Heard`; labels of shape (N, S), filled up with the blank, 0.
+    A transcript that does not fit into its positions has no such way and an infinite loss;
+    the data stage sets them aside.
+    """
+
+    def total(heard: Any, batch: Batch) -> Tensor:
+        label_NS = _given(batch.label)
+        log_LNC = heard.logits_NLC.log_softmax(-1).transpose(0, 1)
+        return F.ctc_loss(
+            log_LNC, label_NS, heard.length_N, (label_NS != 0).sum(1), blank=0, reduction="sum"
+        )
+
+    return Objective(
+        "transcripts", "nats/character", total, lambda b: float((_given(b.label) != 0).sum())
+    )
+
+
 def _kept(batch: Batch, trim: float) -> int:
     return max(1, int((1 - trim) * batch.num_documents))
 
