@@ -143,7 +143,7 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
     def __str__(self) -> str:
-        return f"{self.what}\n  to go on: {self.mend}"
+        return f"{self.what}; {self.mend}"
 
 
 def from_machine(error: Exception) -> MachineError | None:

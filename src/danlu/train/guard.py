@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -15,7 +16,7 @@ from danlu.batch import Batch
 from danlu.errors import DivergedError
 from danlu.recipe.training import Training
 
-_WINDOW, _ENOUGH = 64, 16  # losses compared with, and how many it takes
+_WINDOW, _LEVEL = 64, 16  # losses whose spread is taken, and the last of them, whose level is
 _LEAST = 0.1  # the least spread of the logarithms: a smaller one is chance
 _NORMAL = 1.4826  # a normal distribution's deviation in median absolute deviations
 
@@ -30,11 +31,12 @@ _SAID = {
 class Guard:
     """Says which steps may be taken, and counts those that may not.
 
-    A loss is compared with the last ones that were learnt from, by the median and the median
-    absolute deviation of their logarithms: neither moves much for a few strange ones, and a
-    logarithm serves losses that vary by orders of magnitude as they come near zero. A batch
-    smaller than usual, as at the end of an epoch, is allowed to vary by as much more as a
-    mean of fewer does.
+    A loss is compared with the last ones that were learnt from, by their median and a median
+    absolute deviation: neither moves much for a few strange ones. Both are of logarithms, which
+    serves losses that vary by orders of magnitude as they come near zero; the deviation is that
+    of the change from one to the next, so that a loss that falls quickly, as at the beginning,
+    has no larger one. A batch smaller than usual, as at the end of an epoch, is allowed to vary
+    by as much more as a mean of fewer does.
 
     Parameters
     ----------
@@ -97,13 +99,16 @@ class Guard:
         return False
 
     def _is_spike(self, loss: float, count: float) -> bool:
-        if loss <= 0 or len(self._recent) < _ENOUGH:
+        if loss <= 0 or len(self._recent) <= _LEVEL:
             return False
         logs, counts = map(list[float], zip(*self._recent, strict=True))
-        middle = statistics.median(logs)
-        spread = max(_LEAST, _NORMAL * statistics.median(abs(log - middle) for log in logs))
+        changes = [after - before for before, after in itertools.pairwise(logs)]
+        middle = statistics.median(changes)
+        # The change of two independent numbers deviates by √2 times as much as either.
+        spread = _NORMAL * statistics.median(abs(c - middle) for c in changes) / math.sqrt(2)
         fewer = math.sqrt(max(1.0, statistics.median(counts) / max(count, 1e-9)))
-        return math.log(loss) - middle > self.settings.spike_threshold * spread * fewer
+        far = self.settings.spike_threshold * max(_LEAST, spread) * fewer
+        return math.log(loss) - statistics.median(logs[-_LEVEL:]) > far
 
     @property
     def skipped(self) -> int:
