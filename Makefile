@@ -29,7 +29,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
 
 bench: $(VENV)/.bench
-	for name in pretrain finetune quality scaling defaults; do \
+	for name in pretrain finetune quality scaling defaults checkpoint; do \
 	  $(BIN)/python benchmarks/$$name.py --short || exit 1; done
 
 clean:

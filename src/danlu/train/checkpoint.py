@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -121,18 +120,12 @@ class Checkpoints:
         How many of the latest are kept, beside their best.
     say : callable
         Told of a damaged checkpoint that is passed over.
-
-    Attributes
-    ----------
-    stalled : float
-        Seconds that training has waited for saves so far.
     """
 
     def __init__(
         self, folder: Path, keep: int, say: Callable[[str], None] = lambda _: None
     ) -> None:
         self.folder, self.keep, self.say = folder, keep, say
-        self.stalled = 0.0
         self._worker: ThreadPoolExecutor | None = None
         self._writing: tuple[int, Future[None]] | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -166,7 +159,6 @@ class Checkpoints:
             False for one that is made because time went by or the process must end: the next
             one takes its place, and training never goes back to it.
         """
-        began = time.perf_counter()
         self.settle()
         tensors, groups = pack(model, optimizers)
         if average is not None:
@@ -181,7 +173,6 @@ class Checkpoints:
         self._writing = step, job
         if not self._beside:
             self.settle()
-        self.stalled += time.perf_counter() - began
 
     def settle(self, wait: bool = True) -> None:
         """Raise what the save in flight ran into; wait for its end, or only look.
