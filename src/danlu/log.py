@@ -168,13 +168,13 @@ class Bar:
         if self._progress.disable and now - self._spoke >= 15:
             self._spoke = now
             left = (now - self._began) / max(1, done - self._from) * (self._total - done)
-            self._screen.say(f"  {done:,}/{self._total:,} · {text} · left {_span(left)}")
+            self._screen.say(f"  {done:,}/{self._total:,} · {text} · left {span(left)}")
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """Return a time as a person says it.
 
-    >>> _span(42.3), _span(754), _span(9000)
+    >>> span(42.3), span(754), span(9000)
     ('42 s', '13 min', '2 h 30 min')
     """
     minutes = round(seconds / 60)
