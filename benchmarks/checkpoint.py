@@ -63,7 +63,8 @@ def table(content: dict[str, Any]) -> str:
     size = f"{sizes[0] / 1e6:,.0f} MB" if sizes else "unknown"
     text = common.header("Checkpoints", content)
     text += f"A checkpoint of {size} every {content['settings']['every']} steps, AdamW. "
-    text += f"Median (lowest–highest) over {len(rounds)} rounds.\n\n"
+    text += f"Median (lowest–highest) over {len(rounds)} rounds, of each the median of its saves "
+    text += "but the first, which also makes the buffers, and the last.\n\n"
     text += "| | waited for | written meanwhile |\n|---|---|---|\n"
     for label, key, form in (
         ("training stands still, s a save", "stall", ".3f"),

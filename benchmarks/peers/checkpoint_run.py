@@ -60,6 +60,11 @@ class Timed(Checkpoints):
         with self._standing_still():
             super().save(*arguments, **options)
 
+    def copied(self) -> None:
+        """Wait for a copy that has not ended."""
+        with self._standing_still():
+            super().copied()
+
     def settle(self, wait: bool = True) -> None:
         """Wait for a save that has not ended."""
         with self._standing_still():

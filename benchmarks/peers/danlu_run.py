@@ -51,6 +51,9 @@ class NoCheckpoints:
     def save(self, *_: Any, **__: Any) -> None:
         """Write nothing."""
 
+    def copied(self) -> None:
+        """Nothing is copied."""
+
     def settle(self, wait: bool = True) -> None:
         """Nothing is being written."""
 

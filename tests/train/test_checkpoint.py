@@ -13,7 +13,7 @@ from danlu.errors import DivergedError, MachineError
 from danlu.model.backbone import BackboneConfig
 from danlu.model.heads import build as build_model
 from danlu.recipe.training import Training
-from danlu.train import durable, optim, room
+from danlu.train import checkpoint, durable, optim, room
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, pack, unique_tensors, unpack
 
@@ -53,6 +53,7 @@ def save_steps(checkpoints, numbers):
     for number in numbers:
         step(model, optimizers, number)
         checkpoints.save(number, model, optimizers, record(number))
+        checkpoints.copied()
         weights[number] = model.head.bias.detach().clone()
     checkpoints.settle()
     return weights
@@ -99,6 +100,7 @@ def test_the_last_few_are_kept_beside_the_best_that_they_name(tmp_path):
         kept[number] = model.head.bias.detach().clone()
         found = {"step": number, "loss": 1 / number} if best == number else None
         checkpoints.save(number, model, optimizers, record(number, best), best=found)
+        checkpoints.copied()
     # Whoever goes on from step 4 finds the best of then.
     assert folders(checkpoints) == [
         "best-00000003", "best-00000005", "step-00000004", "step-00000005",
@@ -268,6 +270,7 @@ def test_what_is_saved_is_the_state_of_then_while_training_goes_on(tmp_path, mon
     wanted = {key: tensor.clone() for key, tensor in pack(model, optimizers)[0].items()}
     began = time.perf_counter()
     checkpoints.save(1, model, optimizers, record(1))
+    checkpoints.copied()
     step(model, optimizers, 2)
     checkpoints.settle(wait=False)
     assert time.perf_counter() - began < 5, "training waited for the disk"
@@ -279,6 +282,27 @@ def test_what_is_saved_is_the_state_of_then_while_training_goes_on(tmp_path, mon
     checkpoints.save(2, model, optimizers, record(2))
     assert [buffer.data_ptr() for buffer in checkpoints._buffers.values()] == held
     assert_latest(checkpoints, 2, {2: model.head.bias})
+    checkpoints.close()
+
+
+def test_what_a_forward_pass_changes_is_copied_at_once(tmp_path, monkeypatch):
+    slow, real = threading.Event(), checkpoint._copy
+
+    def copy(tensors, buffers, keys):
+        if threading.current_thread() is not threading.main_thread():
+            slow.wait(10)
+        real(tensors, buffers, keys)
+
+    monkeypatch.setattr(checkpoint, "_copy", copy)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    checkpoints.save(1, model, [], record(1))
+    wanted = model[1].running_mean.clone()
+    model(torch.randn(8, 3))
+    assert not torch.equal(model[1].running_mean, wanted)
+    slow.set()
+    checkpoints.copied()
+    assert torch.equal(checkpoints.latest()[0]["model.1.running_mean"], wanted)
     checkpoints.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,11 @@ def check_finite(tensors: dict[str, Tensor]) -> None:
 class Checkpoints:
     """The checkpoints of one training stage, written by a thread while training goes on.
 
-    A save copies the state into buffers that are kept for the next one, and returns; at most
-    one is being written. What goes wrong in the thread is raised by whatever is asked next.
-    Where memory is too short for the copies a save is waited for instead, which is said.
+    The thread copies the state into buffers that are kept for the next save, and writes those.
+    Weights stand still until the next step's gradient is there, so nobody waits for the copy
+    but who asks :meth:`copied` before changing them. At most one save is in flight. What goes
+    wrong in the thread is raised by whatever is asked next. Where memory is too short for the
+    copies a save is waited for instead, which is said.
 
     Parameters
     ----------
@@ -127,6 +130,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.say = folder, keep, say
         self._worker: ThreadPoolExecutor | None = None
+        self._copying: Future[None] | None = None
         self._writing: tuple[int, Future[None]] | None = None
         self._buffers: dict[str, Tensor] = {}
         self._beside: bool | None = None
@@ -165,14 +169,35 @@ class Checkpoints:
             tensors |= average.state()
         if self._beside is None:
             self._beside = self._room_beside(tensors)
-        tensors = self._copied(tensors) if self._beside else _on_cpu(tensors)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        copying: Future[None] = Future()
         kind, record = _STEP if scheduled else _PAUSE, {**record, "step": step, "groups": groups}
-        job = self._worker.submit(self._write, kind, step, tensors, record, best)
-        self._writing = step, job
+        if self._beside:
+            buffers = {key: self._buffer(key, tensor) for key, tensor in tensors.items()}
+            # A forward pass changes these: they cannot wait for the thread.
+            moving = tensors.keys() & {f"{_MODEL}{name}" for name, _ in model.named_buffers()}
+            _copy(tensors, buffers, moving)
+        else:
+            buffers = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+        def job() -> None:
+            try:
+                if self._beside:
+                    _copy(tensors, buffers, tensors.keys() - moving)
+            finally:
+                copying.set_result(None)
+            self._write(kind, step, buffers, record, best)
+
+        self._copying, self._writing = copying, (step, self._worker.submit(job))
         if not self._beside:
             self.settle()
+
+    def copied(self) -> None:
+        """Wait until the state of the last save may be changed; a forward pass may always."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
 
     def settle(self, wait: bool = True) -> None:
         """Raise what the save in flight ran into; wait for its end, or only look.
@@ -295,23 +320,21 @@ class Checkpoints:
         )
         return False
 
-    def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy tensors into buffers that outlive the call."""
-        for key, tensor in tensors.items():
-            if key not in self._buffers:
-                fast = tensor.is_cuda
-                self._buffers[key] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=fast
-                )
-        buffers = [self._buffers[key] for key in tensors]
-        torch._foreach_copy_(buffers, list(tensors.values()), non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return dict(zip(tensors, buffers, strict=True))
+    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
+        """Return where a tensor is copied to, the same place every time."""
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(
+                tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
+            )
+        return self._buffers[key]
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+@torch.no_grad()
+def _copy(tensors: dict[str, Tensor], buffers: dict[str, Tensor], keys: AbstractSet[str]) -> None:
+    for key in keys:
+        buffers[key].copy_(tensors[key], non_blocking=True)
+    if any(tensors[key].is_cuda for key in keys):
+        torch.cuda.synchronize()
 
 
 def _best_of(folder: Path) -> int:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -32,35 +32,7 @@ from danlu.train.machine import (
 )
 from danlu.train.meter import Meter, Stride
 from danlu.train.objective import Objective
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where training stands; saved with every checkpoint, which is always between two steps.
-
-    Attributes
-    ----------
-    step : int
-        Steps of the optimiser done, skipped ones among them.
-    batch : int
-        Batches drawn, which with the seed is the sampler's whole state: more than the steps
-        where training went back to a checkpoint.
-    best : float or None
-        Lowest badness (or loss) on the validation split so far.
-    best_step : int
-        When it was reached; 0 for never.
-    stale : int
-        Evaluations since then.
-    counts : dict of str to int
-        Steps that were skipped, by reason, and returns to a checkpoint; filled in the end.
-    """
-
-    step: int = 0
-    batch: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
+from danlu.train.progress import Progress
 
 
 @kept_memory()
@@ -199,6 +171,7 @@ class _Run:
         logged = (done.step + 1) % settings.log_every == 0 or done.step + 1 == self.total
         stride = Stride(self.model) if logged else None
         count = sum(self.objective.count(part) for part in parts)
+        self.checkpoints.copied()  # now the weights will change
         self.norm = optim.step(
             self.optimizers, settings.gradient_clip, self.factor * (settings.learning_rate or 0.0),
             settings.l1, lambda norm: self.guard.allows(loss, norm, count),
