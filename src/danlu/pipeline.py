@@ -132,7 +132,7 @@ class _Run:
     def go(self, profile: bool) -> Result:
         """Run every stage that the recipe asks for, and perhaps measure a training step."""
         recipe, root = self.recipe, self.store.root
-        (root / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
+        _put(root / "recipe.toml", dump(recipe).encode())
         live = root / "events.jsonl"
         live.unlink(missing_ok=True)
         self.data()
@@ -357,10 +357,9 @@ class _Run:
         """Copy what users read to the run folder; let the model out if the gate holds."""
         root, report = self.store.root, self.artifacts["report"]
         for name in ("report.html", "card.md", "metrics.json"):
-            _replace(report.path / name, root / name)
+            _put(root / name, (report.path / name).read_bytes())
         events = [a.path / "events.jsonl" for a in self.artifacts.values()]
-        lines = [path.read_text(encoding="utf-8") for path in events if path.is_file()]
-        (root / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+        _put(root / "events.jsonl", b"".join(p.read_bytes() for p in events if p.is_file()))
         summary = report.json("summary.json")
         verdicts = summary["verdicts"]
         released = all(verdict["passed"] for verdict in verdicts)
@@ -391,10 +390,10 @@ class _Run:
         return result
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Copy a file so that readers see the old or the new one, and nothing between."""
+def _put(target: Path, content: bytes) -> None:
+    """Write a file so that readers see the old or the new one, and nothing between."""
     aside = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, aside)
+    aside.write_bytes(content)
     aside.replace(target)
 
 

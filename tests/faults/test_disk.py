@@ -74,6 +74,10 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(recipe, wanted, tm
             assert f"the same command goes on from step {kept}" in told[0]
         assert "Traceback" not in driver.said
         assert not list(driver.checkpoints.glob(".writing-*")), "its room was given back"
+        recipe_kept = (driver.out / "recipe.toml").read_bytes()
+        assert driver.run("-q") == 3, "it is still full"
+        assert (driver.out / "recipe.toml").read_bytes() == recipe_kept
+        assert whole(driver)[-1] == kept
         (disk / "filler").unlink()
         assert driver.run() == 0, driver.said
         assert f"goes on from step {kept}" in driver.said

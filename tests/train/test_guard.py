@@ -14,7 +14,7 @@ from torch import nn
 from danlu.data.hide import for_causal
 from danlu.data.load import PackedLoader, in_order
 from danlu.data.modality import Spec
-from danlu.errors import DivergedError
+from danlu.errors import DivergedError, Interrupted
 from danlu.log import Screen
 from danlu.model import heads
 from danlu.recipe.training import Training
@@ -60,12 +60,16 @@ class Language:
             self.progress = train(
                 self.model, replace(plain, total=self.total), source, self.validate, self.settings,
                 seed=3, device=CPU, checkpoints=self.checkpoints, log=self.rows.append, bar=bar,
+                stopping=self.stopping,
             )  # fmt: skip
         self.loss = self.validate()["loss"]
 
     def validate(self):
         held_out = [for_causal(batch) for batch in in_order(HELD_OUT, 16)]
         return objectives.figures(self.model, objectives.tokens(), held_out, CPU)
+
+    def stopping(self):
+        return False
 
     def total(self, outputs, batch):
         self.calls += 1
@@ -263,13 +267,13 @@ def test_rewinds_without_end_stop_training(tmp_path):
         Language(tmp_path, every_tenth, on_spike="rewind", checkpoint_every=20, max_skipped=2)
 
 
-class Interrupted(Exception):
+class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "rewind"])
-@pytest.mark.parametrize("at", [88, 95])
-def test_an_interrupted_run_meets_the_same_spike_in_the_same_way(tmp_path, on_spike, at):
+@pytest.mark.parametrize(("at", "asked"), [(88, False), (95, False), (84, True), (95, True)])
+def test_an_interrupted_run_meets_the_same_spike_in_the_same_way(tmp_path, on_spike, at, asked):
     """The spike belongs to a batch, so whoever sees the batch again must see it again."""
     source = PackedLoader(TRAIN, 8, LENGTH, 1, 3, "causal", 0.15, Spec(VOCAB))
     bad = source.load(*divmod(89, source.steps_per_epoch))[0].ids_BT
@@ -283,13 +287,16 @@ def test_an_interrupted_run_meets_the_same_spike_in_the_same_way(tmp_path, on_sp
     class Broken(Spoilt):
         def total(self, outputs, batch):
             seen.append(batch)
-            if len(seen) == at:
-                raise Interrupted
+            if len(seen) == at and not asked:
+                raise Killed
             return super().total(outputs, batch)
+
+        def stopping(self):  # and so a checkpoint is left that nobody goes back to
+            return asked and len(seen) >= at
 
     options = {"on_spike": on_spike, "checkpoint_every": 20, "average": 0.9}
     whole = Spoilt(tmp_path / "whole", **options)
-    with pytest.raises(Interrupted):
+    with pytest.raises((Killed, Interrupted)):
         Broken(tmp_path / "broken", **options)
     resumed = Spoilt(tmp_path / "broken", **options)
     assert resumed.progress == whole.progress
