@@ -129,10 +129,8 @@ class _Run:
         self.model, self.objective, self.source, self.settings = model, objective, source, settings
         self.seed, self.device, self.checkpoints, self.log = seed, device, checkpoints, log
         self.total = num_steps(settings, source)
-        self.optimizers, self.average = (
-            optim.build(model, settings),
-            Average(model, settings.average),
-        )
+        self.optimizers = optim.build(model, settings)
+        self.average = Average(model, settings.average)
         self.guard, self.progress, self.meter = Guard(settings, model), Progress(), Meter()
         self.batches: Iterator[list[Batch]] = iter(())
         self.saved = time.monotonic()
@@ -151,6 +149,11 @@ class _Run:
         self._draw()
 
     def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        if record["seed"] != self.seed:
+            where = str(self.checkpoints.folder)
+            raise ArtifactError(
+                "the checkpoints are of another seed", where=where, mend="delete them"
+            )
         unpack(tensors, record["groups"], self.model, self.optimizers)
         self.average.restore(tensors)
         self.progress = Progress(**record["progress"])
