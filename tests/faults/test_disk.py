@@ -50,6 +50,15 @@ def whole(driver):
     return sorted(durable.read(path)[1]["step"] for path in driver.checkpoints.glob("step-*"))
 
 
+def wait_for_a_checkpoint(driver, child):
+    """Return when the first is there, and training goes on."""
+
+    def there():
+        return driver.reached > EVERY and any(driver.checkpoints.glob("step-*"))
+
+    runs.wait_for(there, child)
+
+
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(recipe, wanted, tmp_path):
     with (
         small_disk(tmp_path / "disk", 64) as disk,
@@ -57,7 +66,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(recipe, wanted, tm
     ):
         driver.stderr = tmp_path / "stderr"
         child = driver.start()
-        runs.wait_for(lambda: driver.reached > EVERY, child)
+        wait_for_a_checkpoint(driver, child)
         with (disk / "filler").open("wb") as filler:  # somebody else's file
             try:
                 while True:
@@ -112,7 +121,7 @@ def test_a_folder_that_may_not_be_written_to_is_said(recipe, tmp_path):
 def test_a_folder_that_is_locked_while_training_stops_the_run(recipe, wanted, tmp_path):
     with runs.Driver(recipe, tmp_path / "run") as driver:
         child = driver.start()
-        runs.wait_for(lambda: driver.reached > EVERY, child)
+        wait_for_a_checkpoint(driver, child)
         folder = driver.checkpoints
         with locked(folder):
             assert driver.status() == 3, driver.said
