@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test parity check bench clean
+.PHONY: demo test faults parity check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/danlu run recipes/reviews.toml
@@ -12,6 +12,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# As `make test` does with 20 kills, with 200; five minutes.
+faults: $(VENV)/.dev
+	DANLU_KILLS=200 $(BIN)/python -m pytest tests/faults -s
 
 # Recipes at full size beside references that are written in the tests; half an hour.
 parity: $(VENV)/.dev
@@ -25,7 +29,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
 
 bench: $(VENV)/.bench
-	for name in pretrain finetune quality scaling defaults; do \
+	for name in pretrain finetune quality scaling defaults checkpoint; do \
 	  $(BIN)/python benchmarks/$$name.py --short || exit 1; done
 
 clean:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from danlu import __version__
-from danlu.errors import DanluError, from_machine
+from danlu.errors import DanluError, Interrupted, from_machine
 
 app = typer.Typer(
     name="danlu",
@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done · 1 the gate or a check failed · 2 the input is wrong · "
-    "3 the machine let us down",
+    "3 the machine let us down · 130, 143, 129 asked to leave by Ctrl-C, SIGTERM or a closed "
+    "terminal, and saved",
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
@@ -48,8 +49,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except DanluError as error:
             _stop(error, options.get("as_json", False))
+        except Interrupted as error:
+            _stop(error, options.get("as_json", False))
         except KeyboardInterrupt:
-            _say_error("interrupted; run the same command again to go on from the last checkpoint")
+            _say_error("interrupted")
             raise SystemExit(130) from None
         except Exception as error:
             refused = from_machine(error)
@@ -65,7 +68,7 @@ def _say_error(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _stop(error: DanluError, as_json: bool) -> None:
+def _stop(error: DanluError | Interrupted, as_json: bool) -> None:
     if as_json:
         content = {
             "error": error.what,

@@ -4,12 +4,15 @@
 
     DanluError
     ├── CheckFailed      exit 1: a gate or a check was measured and failed
+    │   └── DivergedError    training: the loss stays not finite, or far too high
     ├── InputError       exit 2: something the user gave is wrong
     │   ├── RecipeError      the recipe: unknown keys, wrong values (all at once)
     │   └── DataError        the data: missing files, columns, labels, rows
     └── MachineError     exit 3: the machine let us down
         ├── BusyError        another process holds the run folder
         └── ArtifactError    a stored artifact is damaged or was changed
+    KeyboardInterrupt
+    └── Interrupted      exit 128 + signal: asked to leave; what was done is saved
 
 Each message says what was wrong, where, and how to mend it.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 from typing import ClassVar
 
 
@@ -61,6 +65,10 @@ class CheckFailed(DanluError):
     exit_code = 1
 
 
+class DivergedError(CheckFailed):
+    """Training went astray: step after step had to be skipped."""
+
+
 class InputError(DanluError):
     """Something that the user gave is wrong."""
 
@@ -101,6 +109,41 @@ class BusyError(MachineError):
 
 class ArtifactError(MachineError):
     """A stored artifact is damaged, or was changed after it was written."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked for the end, and what was done so far is saved.
+
+    Nothing failed, so it is no :class:`DanluError`; whoever waits for a KeyboardInterrupt
+    gets it.
+
+    Parameters
+    ----------
+    what : str
+        What was saved.
+    mend : str
+        How to go on.
+    number : int
+        The signal.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        mend: str = "run the same command again to go on",
+        number: int = signal.SIGINT,
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where, self.mend, self.number = what, "", mend, number
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status of the command line, as shells have it: 130, or 143 for SIGTERM."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.mend}"
 
 
 def from_machine(error: Exception) -> MachineError | None:

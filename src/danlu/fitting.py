@@ -18,6 +18,8 @@ from danlu.data import kinds, text
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
 from danlu.data.privacy import KINDS
 from danlu.errors import DataError
+from danlu.interrupt import Interruption
+from danlu.journal import journal
 from danlu.lesson import Judge, Lesson
 from danlu.log import Events, Screen
 from danlu.model import flops, heads, native
@@ -34,8 +36,10 @@ from danlu.stages import (
     truth,
 )
 from danlu.train import objective as objectives
+from danlu.train import room
 from danlu.train.checkpoint import Checkpoints, unique_tensors
-from danlu.train.loop import num_steps, train
+from danlu.train.feed import num_steps
+from danlu.train.loop import train
 from danlu.train.machine import use_granted_cores, working_dtype
 from danlu.train.profile import profile as profile_training
 
@@ -149,6 +153,7 @@ def how_computed(settings: Training, where: torch.device) -> dict[str, Any]:
     }
 
 
+COUNTS = "training.json"
 STAGES = {"pretrain": pretrain, "finetune": finetune}
 
 
@@ -175,6 +180,7 @@ def fit(
     folder: Path,
     events: Events,
     screen: Screen,
+    interruption: Interruption,
 ) -> None:
     """Train a model, and write its best weights.
 
@@ -189,6 +195,8 @@ def fit(
         Receives the weights, the configuration, and checkpoints along the way.
     events, screen
         Where progress is written and shown.
+    interruption : Interruption
+        Says when to save and leave.
     """
     settings: Training = getattr(recipe, stage)
     lesson = STAGES[stage](recipe, paths)
@@ -205,19 +213,19 @@ def fit(
     use_granted_cores()
     ran = how_computed(settings, where)
     screen.say(f"  {', '.join(f'{key} {value}' for key, value in ran.items())}")
-    write = _writers(stage, settings, folder, events)
-    write({"stage": stage, "event": "begin", "step": 0, **ran})
-
-    def log(row: dict[str, Any]) -> None:
-        write({"stage": stage, **row})
-        if row["event"] == "validation":
-            best = " [green]best[/]" if row["best"] else ""
-            others = [name for name in row if name == "accuracy" or name.startswith("ndcg@")]
-            told = "".join(f", {name} {row[name]:.4f}" for name in others)
-            screen.say(f"  step {row['step']:,}: validation loss {row['loss']:.4f}{told}{best}")
-
-    with screen.progress(num_steps(settings, loader), "steps") as bar:
-        train(
+    checkpoints = Checkpoints(
+        folder / "checkpoints", settings.keep_checkpoints, lambda line: screen.say(f"  ! {line}")
+    )
+    checkpoints.reserve(_disk_bytes(stage, recipe, model))
+    size = room.state_bytes(model, settings) / 1e6
+    screen.say(f"  checkpoints of {size:,.1f} MB; as much memory is taken to write them meanwhile")
+    log = journal(stage, settings, folder, events, screen, loader)
+    log({"event": "begin", "step": 0, **ran})
+    with (
+        screen.progress(num_steps(settings, loader), "steps") as bar,
+        interruption.deferred(),
+    ):
+        progress = train(
             model,
             lesson.objective,
             loader,
@@ -225,14 +233,16 @@ def fit(
             settings,
             seed=recipe.seed,
             device=where,
-            checkpoints=Checkpoints(folder / "checkpoints", settings.keep_checkpoints),
+            checkpoints=checkpoints,
             log=log,
             bar=bar,
+            stopping=lambda: interruption.asked,
         )
     tensors = {name: tensor.cpu().contiguous() for name, tensor in unique_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     more = lesson.finish(model) if lesson.finish else {}
     write_json(folder / CONFIG, _config(recipe, lesson) | more)
+    write_json(folder / COUNTS, {"steps": progress.step, **progress.counts})
 
 
 def profile(
@@ -266,24 +276,14 @@ def profile(
     write_json(folder / "profile.json", found)
 
 
-def _writers(
-    stage: str, settings: Training, folder: Path, events: Events
-) -> Callable[[dict[str, Any]], None]:
-    """Return what writes a row to the log, and to TensorBoard if asked for."""
-    if not settings.tensorboard:
-        return events.write
-    from torch.utils.tensorboard import SummaryWriter
+def _disk_bytes(stage: str, recipe: Recipe, model: heads.Model) -> int:
+    """Return the most that the checkpoints of this stage and of those after it will take.
 
-    board = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(row: dict[str, Any]) -> None:
-        events.write(row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                board.add_scalar(f"{stage}/{row['event']}/{name}", value, row["step"])
-        board.flush()
-
-    return write
+    A stage after this one has the same backbone, and a head that hardly counts.
+    """
+    stages = ["pretrain", "finetune"] if recipe.data.task != "pretrain" else ["pretrain"]
+    to_come = stages[stages.index(stage) :]
+    return sum(room.disk_bytes(model, getattr(recipe, name)) for name in to_come)
 
 
 def _config(recipe: Recipe, lesson: Lesson) -> dict[str, Any]:

@@ -155,6 +155,12 @@ class Bar:
     def __init__(self, progress: Progress, task: Any, screen: Screen, total: int) -> None:
         self._progress, self._task, self._screen, self._total = progress, task, screen, total
         self._began = self._spoke = time.perf_counter()
+        self._from = 0
+
+    def begin(self, done: int) -> None:
+        """Say how much was done before, so that it does not count for the speed."""
+        self._progress.reset(self._task, total=self._total, completed=done)
+        self._began, self._from = time.perf_counter(), done
 
     def update(self, done: int, text: str) -> None:
         """Show how much is done, and a few figures."""
@@ -162,8 +168,20 @@ class Bar:
         now = time.perf_counter()
         if self._progress.disable and now - self._spoke >= 15:
             self._spoke = now
-            left = (now - self._began) / max(1, done) * (self._total - done)
-            self._screen.say(f"  {done}/{self._total} · {text} · left {left:.0f} s")
+            left = (now - self._began) / max(1, done - self._from) * (self._total - done)
+            self._screen.say(f"  {done:,}/{self._total:,} · {text} · left {span(left)}")
+
+
+def span(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    >>> span(42.3), span(754), span(9000)
+    ('42 s', '13 min', '2 h 30 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def fail(text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from danlu.artifact import Artifact, Store, machine_record, read_json, sync_tree, write_json
 from danlu.errors import CheckFailed, DanluError, InputError, from_machine
+from danlu.interrupt import Interruption
 from danlu.log import Events, Metric, Screen
 from danlu.recipe import Recipe, dump
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WIRING = (
     "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "speech_stages.py",
     "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "batch.py",
+    "journal.py",
 )  # fmt: skip
 
 
@@ -77,15 +79,19 @@ def run(
         If the gate does not hold; everything but the release is written.
     MachineError
         If the disk, the memory or a permission gives out; finished stages are kept.
+    Interrupted
+        If it was asked to leave, see :mod:`danlu.interrupt`; a training stage is saved first.
     """
     from danlu.data.sources import open_source
 
-    files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     fresh = not out.exists()
-    store = Store(out, recipe.seed, screen.say)
+    store, interruption = Store(out, recipe.seed, screen.say), Interruption(screen.console.quiet)
     try:
-        with store.lock():
-            return _Run(recipe, files, store, screen).go(profile)
+        with interruption.listening():
+            sources = recipe.data.sources
+            files = [file for one in sources for file in open_source(one, fetch=fetch)]
+            with store.lock():
+                return _Run(recipe, files, store, screen, interruption).go(profile)
     except InputError:
         if fresh and not any(store.stages.glob("[!.]*")):
             shutil.rmtree(out, ignore_errors=True)
@@ -112,14 +118,22 @@ def prepare_data(
 class _Run:
     """One run: the stages in order, and what they leave in the run folder."""
 
-    def __init__(self, recipe: Recipe, files: list[File], store: Store, screen: Screen) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        files: list[File],
+        store: Store,
+        screen: Screen,
+        interruption: Interruption | None = None,
+    ) -> None:
         self.recipe, self.files, self.store, self.screen = recipe, files, store, screen
+        self.interruption = interruption or Interruption()
         self.artifacts: dict[str, Artifact] = {}
 
     def go(self, profile: bool) -> Result:
         """Run every stage that the recipe asks for, and perhaps measure a training step."""
         recipe, root = self.recipe, self.store.root
-        (root / "recipe.toml").write_text(dump(recipe), encoding="utf-8")
+        _put(root / "recipe.toml", dump(recipe).encode())
         live = root / "events.jsonl"
         live.unlink(missing_ok=True)
         self.data()
@@ -168,8 +182,11 @@ class _Run:
         return {name: artifact.path for name, artifact in self.artifacts.items()}
 
     def _events(self, folder: Path) -> Events:
-        (folder / "events.jsonl").unlink(missing_ok=True)
-        return Events(folder / "events.jsonl", self.store.root / "events.jsonl")
+        own, live = folder / "events.jsonl", self.store.root / "events.jsonl"
+        if own.is_file():  # of an attempt that was interrupted
+            with live.open("ab") as file:
+                file.write(own.read_bytes())
+        return Events(own, live)
 
     def data(self) -> None:
         """Read, clean, find duplicates and contradictions, redact, split."""
@@ -252,7 +269,10 @@ class _Run:
         def make(folder: Path) -> None:
             from danlu.fitting import fit
 
-            fit(stage, self.recipe, self._paths(), folder, self._events(folder), self.screen)
+            fit(
+                stage, self.recipe, self._paths(), folder, self._events(folder), self.screen,
+                self.interruption,
+            )  # fmt: skip
 
         self._build(stage, section, inputs, ("data", "model", "train"), make)
 
@@ -338,10 +358,9 @@ class _Run:
         """Copy what users read to the run folder; let the model out if the gate holds."""
         root, report = self.store.root, self.artifacts["report"]
         for name in ("report.html", "card.md", "metrics.json"):
-            _replace(report.path / name, root / name)
+            _put(root / name, (report.path / name).read_bytes())
         events = [a.path / "events.jsonl" for a in self.artifacts.values()]
-        lines = [path.read_text(encoding="utf-8") for path in events if path.is_file()]
-        (root / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+        _put(root / "events.jsonl", b"".join(p.read_bytes() for p in events if p.is_file()))
         summary = report.json("summary.json")
         verdicts = summary["verdicts"]
         released = all(verdict["passed"] for verdict in verdicts)
@@ -372,10 +391,10 @@ class _Run:
         return result
 
 
-def _replace(source: Path, target: Path) -> None:
-    """Copy a file so that readers see the old or the new one, and nothing between."""
+def _put(target: Path, content: bytes) -> None:
+    """Write a file so that readers see the old or the new one, and nothing between."""
     aside = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, aside)
+    aside.write_bytes(content)
     aside.replace(target)
 
 

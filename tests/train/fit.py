@@ -77,7 +77,9 @@ class Fit:
             mask_probability=self.mask,
         )
 
-    def run(self, *, log=None, validate=None, source=None, batch_size=BATCH, **others):
+    def run(
+        self, *, log=None, validate=None, source=None, stopping=None, batch_size=BATCH, **others
+    ):
         chosen = {
             "epochs": 4,
             "learning_rate": 0.02,
@@ -100,6 +102,7 @@ class Fit:
                 checkpoints=self.checkpoints,
                 log=log or self.log,
                 bar=bar,
+                stopping=stopping or (lambda: False),
             )
         return self
 

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import threading
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from danlu.errors import DivergedError, MachineError
 from danlu.model.backbone import BackboneConfig
 from danlu.model.heads import build as build_model
 from danlu.recipe.training import Training
-from danlu.train import optim
+from danlu.train import checkpoint, durable, optim, room
+from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, pack, unique_tensors, unpack
 
 CONFIG = BackboneConfig(
@@ -33,11 +37,12 @@ def step(model, optimizers, seed):
         optimizer.step()
 
 
-def record(number):
-    return {"step": number, "best": 0.5, "stale": 0}
+def record(number, best_step=0):
+    return {"progress": {"step": number, "best_step": best_step}}
 
 
 def folders(checkpoints):
+    checkpoints.settle()
     return sorted(path.name for path in checkpoints.folder.iterdir())
 
 
@@ -48,7 +53,9 @@ def save_steps(checkpoints, numbers):
     for number in numbers:
         step(model, optimizers, number)
         checkpoints.save(number, model, optimizers, record(number))
+        checkpoints.copied()
         weights[number] = model.head.bias.detach().clone()
+    checkpoints.settle()
     return weights
 
 
@@ -84,27 +91,58 @@ def test_a_resumed_optimizer_goes_on_to_the_bit(tmp_path, optimizer, others):
     assert all(torch.equal(resumed[key], wanted[key]) for key in wanted)
 
 
-def test_the_last_few_are_kept_beside_the_best(tmp_path):
+def test_the_last_few_are_kept_beside_the_best_that_they_name(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
-    model, _ = fresh(seed=5)
-    checkpoints.save_best(model, {"step": 1, "loss": 0.25})
-    weights = save_steps(checkpoints, [1, 2, 3, 4, 5])
-    assert folders(checkpoints) == ["best", "step-00000004", "step-00000005"]
-    assert_latest(checkpoints, 5, weights)
-    tensors, found = checkpoints.best()
-    assert (found["step"], found["loss"]) == (1, 0.25)
-    assert torch.equal(tensors["model.head.transform.0.weight"], model.head.transform[0].weight)
+    model, optimizers = fresh()
+    kept = {}
+    for number, best in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5)]:
+        step(model, optimizers, number)
+        kept[number] = model.head.bias.detach().clone()
+        found = {"step": number, "loss": 1 / number} if best == number else None
+        checkpoints.save(number, model, optimizers, record(number, best), best=found)
+        checkpoints.copied()
+    # Whoever goes on from step 4 finds the best of then.
+    assert folders(checkpoints) == [
+        "best-00000003", "best-00000005", "step-00000004", "step-00000005",
+    ]  # fmt: skip
+    assert_latest(checkpoints, 5, kept)
+    for asked, number in ((None, 5), (5, 5), (3, 3)):
+        tensors, found = checkpoints.best(asked)
+        assert (found["step"], found["loss"]) == (number, 1 / number)
+        assert torch.equal(tensors["model.head.bias"], kept[number])
+        assert not any(key.startswith("optimizer") for key in tensors)
+    assert checkpoints.best(4) is None
 
 
-def test_a_better_model_takes_the_place_of_the_best(tmp_path):
+def test_the_best_is_the_average_where_there_is_one(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    model, optimizers = fresh()
+    average = Average(model, 0.5)
     for number in (1, 2, 3):
-        model, _ = fresh(seed=number)
-        checkpoints.save_best(model, {"step": number})
-    tensors, found = checkpoints.best()
-    assert found["step"] == 3
-    assert torch.equal(tensors["model.backbone.embedding.weight"], model.backbone.embedding.weight)
-    assert folders(checkpoints) == ["best"]
+        step(model, optimizers, number)
+        average.update(number)
+    checkpoints.save(3, model, optimizers, record(3, 3), average, best={"step": 3})
+    tensors, _ = checkpoints.best()
+    with average.applied():
+        wanted = {f"model.{n}": t.clone() for n, t in unique_tensors(model).items()}
+    assert tensors.keys() == wanted.keys()
+    assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+    assert not torch.equal(tensors["model.head.bias"], model.head.bias)
+
+
+def test_what_is_between_two_scheduled_ones_gives_way_to_the_next(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    model, optimizers = fresh()
+    seen = []
+    for number, scheduled in [(2, True), (3, False), (4, True), (5, False), (6, False)]:
+        checkpoints.save(number, model, optimizers, record(number), scheduled=scheduled)
+        seen.append(folders(checkpoints))
+        assert checkpoints.latest()[1]["step"] == number
+    assert seen[1:3] == [
+        ["pause-00000003", "step-00000002"], ["step-00000002", "step-00000004"],
+    ]  # fmt: skip
+    assert seen[-1] == ["pause-00000006", "step-00000002", "step-00000004"]
+    assert checkpoints.latest(scheduled=True)[1]["step"] == 4
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
@@ -163,7 +201,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"step": 2', '"step": 3'), ('"stale": 0', '"stale": 1'), ("0.03", "0.02")]
+    ("old", "new"),
+    [('"step": 2', '"step": 3'), ('"best_step": 0', '"best_step": 1'), ("0.03", "0.02")],
 )
 def test_a_record_with_a_flipped_bit_is_passed_over(tmp_path, old, new):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
@@ -189,20 +228,131 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path, keep):
 @pytest.mark.parametrize("damage", [truncate, flip(-1), remove])
 def test_a_damaged_best_is_not_believed(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
-    model, _ = fresh()
-    checkpoints.save_best(model, {"step": 1})
-    damage(checkpoints.folder / "best" / "state.safetensors")
+    model, optimizers = fresh()
+    checkpoints.save(1, model, optimizers, record(1, 1), best={"step": 1})
+    checkpoints.settle()
+    damage(checkpoints.folder / "best-00000001" / "state.safetensors")
     assert checkpoints.best() is None
 
 
-def test_the_best_is_found_if_the_exchange_with_a_better_one_was_cut_short(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("state.safetensors", truncate, "cut short or was changed"),
+        ("state.safetensors", remove, "state.safetensors is missing"),
+        ("state.json", truncate, "state.json is cut short"),
+    ],
+)
+def test_a_damaged_one_that_is_passed_over_is_said(tmp_path, name, damage, told):
+    said = []
+    checkpoints = Checkpoints(tmp_path / "c", 2, said.append)
+    save_steps(checkpoints, [1, 2])
+    assert checkpoints.latest()[1]["step"] == 2
+    assert said == []
+    damage(checkpoints.folder / "step-00000002" / name)
+    assert checkpoints.latest()[1]["step"] == 1
+    (line,) = said
+    assert "step-00000002" in line
+    assert told in line
+
+
+def test_what_is_saved_is_the_state_of_then_while_training_goes_on(tmp_path, monkeypatch):
+    slow, real = threading.Event(), durable.write
+
+    def write(*arguments):
+        slow.wait(10)
+        real(*arguments)
+
+    monkeypatch.setattr(durable, "write", write)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    model, optimizers = fresh()
+    step(model, optimizers, 1)
+    wanted = {key: tensor.clone() for key, tensor in pack(model, optimizers)[0].items()}
+    began = time.perf_counter()
+    checkpoints.save(1, model, optimizers, record(1))
+    checkpoints.copied()
+    step(model, optimizers, 2)
+    checkpoints.settle(wait=False)
+    assert time.perf_counter() - began < 5, "training waited for the disk"
+    slow.set()
+    tensors, _ = checkpoints.latest()
+    assert tensors.keys() == wanted.keys()
+    assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+    held = [buffer.data_ptr() for buffer in checkpoints._buffers.values()]
+    checkpoints.save(2, model, optimizers, record(2))
+    assert [buffer.data_ptr() for buffer in checkpoints._buffers.values()] == held
+    assert_latest(checkpoints, 2, {2: model.head.bias})
+    checkpoints.close()
+
+
+def test_what_a_forward_pass_changes_is_copied_at_once(tmp_path, monkeypatch):
+    slow, real = threading.Event(), checkpoint._copy
+
+    def copy(tensors, buffers, keys):
+        if threading.current_thread() is not threading.main_thread():
+            slow.wait(10)
+        real(tensors, buffers, keys)
+
+    monkeypatch.setattr(checkpoint, "_copy", copy)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    checkpoints.save(1, model, [], record(1))
+    wanted = model[1].running_mean.clone()
+    model(torch.randn(8, 3))
+    assert not torch.equal(model[1].running_mean, wanted)
+    slow.set()
+    checkpoints.copied()
+    assert torch.equal(checkpoints.latest()[0]["model.1.running_mean"], wanted)
+    checkpoints.close()
+
+
+def test_where_memory_is_short_training_waits_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("danlu.train.checkpoint.free_memory", lambda: 4096)
+    said = []
+    checkpoints = Checkpoints(tmp_path / "c", 2, said.append)
+    model, optimizers = fresh()
+    for number in (1, 2):
+        checkpoints.save(number, model, optimizers, record(number))
+        assert (tmp_path / "c" / f"step-0000000{number}").is_dir(), "it is there at once"
+    assert checkpoints._buffers == {}
+    (line,) = said
+    assert "memory is short" in line
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
-    model, _ = fresh()
-    checkpoints.save_best(model, {"step": 1})
-    (checkpoints.folder / "best").rename(checkpoints.folder / ".retired-best")
-    assert checkpoints.best()[1]["step"] == 1
-    checkpoints.save_best(model, {"step": 2})
-    assert checkpoints.best()[1]["step"] == 2
+    save_steps(checkpoints, [1])
+    model, optimizers = fresh()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    checkpoints.save(2, model, optimizers, record(2))
+    with pytest.raises(DivergedError, match=r"no longer finite \(head.bias\)"):
+        checkpoints.settle()
+    assert checkpoints.latest()[1]["step"] == 1
+
+
+def test_too_small_a_disk_is_told_before_training(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.reserve(10**6)
+    with pytest.raises(MachineError, match=r"need 1000000\.00 GB, and the disk has") as caught:
+        checkpoints.reserve(10**15)
+    assert "keep_checkpoints" in caught.value.mend
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_room_that_is_asked_for_is_the_room_that_is_taken(tmp_path, optimizer, average):
+    config = BackboneConfig(**CONFIG.to_dict() | {"dim": 64, "hidden_dim": 256, "vocab_size": 500})
+    model = build_model(config, "masked")
+    settings = Training(optimizer=optimizer, learning_rate=0.1, average=average)
+    optimizers, kept = optim.build(model, settings), Average(model, average)
+    step(model, optimizers, 1)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(1, model, optimizers, record(1, 1), kept, best={"step": 1})
+    checkpoints.settle()
+    taken = {p.parent.name[:4]: p.stat().st_size for p in tmp_path.rglob("*.safetensors")}
+    assert taken["step"] == pytest.approx(room.state_bytes(model, settings), rel=0.02)
+    assert taken["best"] == pytest.approx(room.weight_bytes(model), rel=0.02)
 
 
 def test_what_was_left_half_written_is_neither_read_nor_in_the_way(tmp_path):

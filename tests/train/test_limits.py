@@ -9,7 +9,7 @@ import pytest
 from fit import BATCH, Fit, losses, same
 
 from danlu.errors import MachineError
-from danlu.train.loop import ahead
+from danlu.train.feed import ahead
 
 
 class Told(Exception):

@@ -91,7 +91,7 @@ def prepare(
         If what remains cannot train what was asked.
     """
     funnel = _Funnel(say)
-    with landed(files, columns(recipe), folder, _refiner(recipe)) as (records, shards):
+    with landed(files, columns(recipe), folder, _refiner(recipe), say) as (records, shards):
         funnel.add("read", sum(record["rows"] for record in records))
         # Daft takes a path for a glob, and the folder's own name may hold brackets.
         pattern = re.sub(r"([][*?{}])", r"[\1]", str(shards))

@@ -25,8 +25,10 @@ from danlu.data import protected
 from danlu.data.archive import members, sha256, unpack
 from danlu.data.encoding import REPLACEMENT, detect
 from danlu.data.fetch import fetch as download
+from danlu.data.pace import Pace
 from danlu.data.privacy import KINDS
 from danlu.data.readers import BINARY, File, check_columns, rows_of
+from danlu.data.shards import Shards
 from danlu.data.sql import digest_query
 from danlu.errors import DataError
 from danlu.recipe import Source, places
@@ -53,7 +55,6 @@ SCHEMA = pa.schema(
 nothing; `reason` says why it cannot be used; `as_read` hashes the
 text as it was, which is never written raw; the rest count what was redacted from it."""
 
-_SHARD_ROWS, _SHARD_BYTES = 50_000, 1 << 26
 BLOBS = "blobs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -255,18 +256,17 @@ def landed(
     columns: Columns,
     folder: Path,
     refine: Callable[[dict[str, Any]], dict[str, Any]],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[list[dict[str, Any]], Path]]:
     """Hold the rows of all files as shards in a folder of their own, and remove it in the end.
 
-    Yields the records of the files and the shards' folder; see :func:`ingest`.
+    After an interruption they stay, and the next attempt goes on behind them. Yields the records
+    of the files and the shards' folder; see :func:`ingest`.
     """
     shards = folder / "shards"
-    shutil.rmtree(shards, ignore_errors=True)
-    shards.mkdir()
-    try:
-        yield ingest(files, columns, shards, refine), shards
-    finally:
-        shutil.rmtree(shards)
+    shards.mkdir(exist_ok=True)
+    yield ingest(files, columns, shards, refine, say), shards
+    shutil.rmtree(shards)
 
 
 def ingest(
@@ -274,6 +274,7 @@ def ingest(
     columns: Columns,
     folder: Path,
     refine: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Copy the needed columns of all files into Parquet shards with provenance.
 
@@ -282,11 +283,13 @@ def ingest(
     files : list of File
     columns : Columns
     folder : Path
-        Receives ``00000.parquet``, ``00001.parquet``, …; memory holds one shard. Images and
-        sounds, which a refined row holds by column under ``blobs``, go into
+        Receives the shards, see :class:`danlu.data.shards.Shards`. Images and sounds, which a
+        refined row holds by column under ``blobs``, go into
         ``blobs-00000.parquet`` and so on beside it.
     refine : callable
         Cleans and redacts a row before it is written.
+    say : callable
+        Told now and then how far it is, and what was found done.
 
     Returns
     -------
@@ -299,34 +302,23 @@ def ingest(
         If a file lacks a column or holds no row.
     """
     records: list[dict[str, Any]] = []
-    shard: list[dict[str, Any]] = []
-    number = rows = held = 0
-
-    def flush() -> None:
-        nonlocal number, held
-        triples = [(row["id"], *pair) for row in shard for pair in row.pop("blobs", {}).items()]
-        if triples:
-            columns = dict(zip(("id", "column", "blob"), zip(*triples, strict=True), strict=True))
-            pq.write_table(pa.table(columns), folder.parent / f"{BLOBS}-{number:05d}.parquet")
-        if shard:
-            table = pa.Table.from_pylist(shard, schema=SCHEMA)
-            pq.write_table(table, folder / f"{number:05d}.parquet")
-            number, held = number + 1, 0
-            shard.clear()
-
+    shards = Shards(folder, SCHEMA, lambda n: folder.parent / f"{BLOBS}-{n:05d}.parquet")
+    if before := shards.done:
+        say(f"goes on behind {before:,} rows that were read before it was interrupted")
+    rows, pace = 0, Pace(files, say)
     for file in files:
-        before = rows
+        first = rows
         for row in _read(file, columns):
-            place = {"id": rows, "source": file.source.name, "file": file.name}
-            shard.append(refine({**place, **row}))
+            if rows >= before:
+                place = {"id": rows, "source": file.source.name, "file": file.name}
+                shards.add(refine({**place, **row}))
             rows += 1
-            held += sum(map(len, shard[-1].get("blobs", {}).values()))
-            if len(shard) == _SHARD_ROWS or held > _SHARD_BYTES:
-                flush()
-        if rows == before:
+            pace.row(rows)
+        if rows == first:
             raise DataError("the file holds no rows", where=str(file.path or file.name))
-        records.append({**file.record(), "rows": rows - before})
-    flush()
+        records.append({**file.record(), "rows": rows - first})
+        pace.file(file)
+    shards.flush()
     return records
 
 

@@ -55,8 +55,20 @@ class Training(Section):
     """Stop after so many evaluations without a better one; 0 never stops early."""
     checkpoint_every: Count = 0
     """Steps between checkpoints; 0 makes one at each epoch's end."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Also save, without an evaluation, when so many minutes went by without a checkpoint; 0
+    leaves it at `checkpoint_every`."""
     keep_checkpoints: Positive = 2
     """Last checkpoints kept, beside the best weights, during training and with what it made."""
+    on_spike: Literal["skip", "rewind", "keep"] = "skip"
+    """What becomes of a batch whose loss is far above those before it: it is skipped; or training
+    goes back to the last checkpoint and passes over all batches since; or it is learnt from. One
+    whose loss or gradient is not finite is always skipped."""
+    spike_threshold: Annotated[float, Field(gt=0)] = 10.0
+    """How far above the median of the last losses is too far: in robust standard deviations of
+    their logarithms (of at least 0.1, so that 10 are a factor of 2.7 at least)."""
+    max_skipped: Positive = 5
+    """Steps skipped, or rewinds to one checkpoint, after which training stops with advice."""
     log_every: Positive = 20
     """Steps between rows in the log."""
     tensorboard: bool = False

@@ -53,15 +53,19 @@ def funnel(steps: Rows) -> str:
 
 
 def losses(events: Rows, unit: str, title: str) -> str:
-    """Draw the training loss at each logged step and the validation losses."""
-    rows = [
-        {
-            "step": e["step"],
-            "loss": e["loss"],
-            "of": "training" if e["event"] == "step" else "validation",
-        }
+    """Draw the training loss at each logged step and the validation losses.
+
+    A run that was interrupted logged some steps twice: the last time counts.
+    """
+    of = {"step": "training", "validation": "validation"}
+    found = {
+        (e["event"], e["step"]): e["loss"]
         for e in events
-        if "loss" in e
+        if e["event"] in of and e["loss"] is not None
+    }
+    rows = [
+        {"step": step, "loss": loss, "of": of[event]}
+        for (event, step), loss in sorted(found.items())
     ]
     colours = {"training": PALETTE[0], "validation": PALETTE[1]}
     there = [name for name in colours if any(row["of"] == name for row in rows)]

@@ -14,7 +14,7 @@ from danlu.artifact import Artifact, write_json
 from danlu.audit.gate import Verdict, judge
 from danlu.log import LOWER_IS_BETTER, Metric, read_events
 from danlu.recipe import Recipe, dump
-from danlu.release import charts, series_charts
+from danlu.release import charts, series_charts, training
 from danlu.release.words import day, figure, network, told
 
 HEADLINE = {
@@ -96,6 +96,7 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     verdicts = judge(recipe.gate.require, rows, recipe.name, strongest)
     headline, beaten = _headline(recipe, rows, strongest)
     rows = _data_rows(by_name, recipe) + rows + _cost_rows(artifacts, recipe)
+    rows += training.rows(training.counts(artifacts), recipe.name)
     if "profile" in by_name:
         rows += _speed_rows(by_name["profile"], recipe)
     write_json(folder / "metrics.json", [row.to_dict() for row in rows])
@@ -291,6 +292,7 @@ def _facts(
         "fairness": _fairness(by_name["audit"], rows) if "audit" in by_name else {},
         "stages": [artifact.manifest for artifact in by_name.values()],
         "machine": trained.manifest,
+        "skipped": training.told(training.counts(by_name.values())),
         "intervals": sorted({row.interval for row in measured if row.interval}),
         "alarms": (shown := by_name["evaluate"].json("curves.json")).get("alarms", []),
         "examples": shown.get("examples", []),

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+PREFIX = "average."
+
 
 class Average:
     """An exponential moving average of a model's parameters, and of its running statistics.
@@ -31,8 +33,9 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self._parameters += [b for b in model.buffers() if b.is_floating_point()]
+        named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        named |= {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+        self._names, self._parameters = list(named), list(named.values())
         self._values = [p.detach().clone() for p in self._parameters] if decay else []
 
     @torch.no_grad()
@@ -60,10 +63,11 @@ class Average:
             value.copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the average as named tensors."""
-        return {f"average.{number}": value for number, value in enumerate(self._values)}
+        """Return the average as named tensors; the names are the model's, after a prefix."""
+        names = zip(self._names, self._values, strict=False)
+        return {f"{PREFIX}{name}": value for name, value in names}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` gave."""
-        for number, value in enumerate(self._values):
-            value.copy_(tensors[f"average.{number}"])
+        for name, value in self.state().items():
+            value.copy_(tensors[name])

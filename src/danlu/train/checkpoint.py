@@ -1,22 +1,26 @@
-"""Checkpoints: written aside, synced, renamed, and verified before they are believed.
-
-Tensors lie in safetensors, everything else in JSON: loading one runs no code.
-"""
+"""Checkpoints: what a state is made of, which are kept, and saving beside training."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from danlu.artifact import digest, digest_file, read_json, sync_entry, sync_tree, write_json
+from danlu.artifact import read_json
+from danlu.errors import DivergedError, MachineError, from_machine
+from danlu.train import durable
+from danlu.train.average import PREFIX as AVERAGE
+from danlu.train.average import Average
+from danlu.train.machine import free_memory
 
-_TENSORS, _RECORD = "state.safetensors", "state.json"
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+_STEP, _PAUSE, _BEST = "step", "pause", "best"
 
 
 def pack(
@@ -24,9 +28,10 @@ def pack(
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """Flatten model and optimisers into named tensors and plain values.
 
-    Tied tensors are stored once, under their first name.
+    Tied tensors are given once, under their first name. The tensors are those in use: the next
+    step changes them.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in unique_tensors(model).items()}
+    tensors = {f"{_MODEL}{name}": tensor for name, tensor in unique_tensors(model).items()}
     groups = []
     for number, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
@@ -34,9 +39,9 @@ def pack(
         for index, slots in state["state"].items():
             for slot, value in slots.items():
                 if value is not None:
-                    key = f"optimizer.{number}.{index}.{slot}"
+                    key = f"{_OPTIMIZER}{number}.{index}.{slot}"
                     tensors[key] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, groups
+    return {key: tensor.detach() for key, tensor in tensors.items()}, groups
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -62,7 +67,7 @@ def unpack(
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     """Put back what :func:`pack` took."""
-    weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+    weights = {k.removeprefix(_MODEL): t for k, t in tensors.items() if k.startswith(_MODEL)}
     stored = {id(tensor): name for name, tensor in _named(model) if name in weights}
     for name, tensor in _named(model):
         if name not in weights and id(tensor) in stored:  # another name of a tied tensor
@@ -71,25 +76,64 @@ def unpack(
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            if key.startswith(f"optimizer.{number}."):
+            if key.startswith(f"{_OPTIMIZER}{number}."):
                 index, slot = key.split(".", 3)[2:]
                 state.setdefault(int(index), {})[slot] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": groups[number]})
 
 
+def validated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return of a state the weights that validation saw: their average where there is one."""
+    names = [key.removeprefix(_MODEL) for key in tensors if key.startswith(_MODEL)]
+    return {f"{_MODEL}{n}": tensors.get(f"{AVERAGE}{n}", tensors[f"{_MODEL}{n}"]) for n in names}
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """See that a state can be gone on from.
+
+    Raises
+    ------
+    DivergedError
+        If a weight is no number.
+    """
+    for key, tensor in tensors.items():
+        if key.startswith(_MODEL) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DivergedError(
+                f"the weights are no longer finite ({key.removeprefix(_MODEL)}) and are not saved",
+                where="training",
+                mend="lower learning_rate; the checkpoint before is whole",
+            )
+
+
 class Checkpoints:
-    """The checkpoints of one training stage.
+    """The checkpoints of one training stage, written by a thread while training goes on.
+
+    The thread copies the state into buffers that are kept for the next save, and writes those.
+    Weights stand still until the next step's gradient is there, so nobody waits for the copy
+    but who asks :meth:`copied` before changing them. At most one save is in flight. What goes
+    wrong in the thread is raised by whatever is asked next. Where memory is too short for the
+    copies a save is waited for instead, which is said.
 
     Parameters
     ----------
     folder : Path
-        Holds ``step-N`` folders, and ``best``.
+        Holds ``step-N`` folders, at most one ``pause-N``, and ``best-N`` for each step that one
+        of them names as the best so far.
     keep : int
-        How many of the latest are kept, beside the best.
+        How many of the latest are kept, beside their best.
+    say : callable
+        Told of a damaged checkpoint that is passed over.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.folder, self.keep, self.say = folder, keep, say
+        self._worker: ThreadPoolExecutor | None = None
+        self._copying: Future[None] | None = None
+        self._writing: tuple[int, Future[None]] | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._beside: bool | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(
@@ -98,66 +142,204 @@ class Checkpoints:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         record: dict[str, Any],
-        more: dict[str, Tensor] | None = None,
+        average: Average | None = None,
+        best: dict[str, Any] | None = None,
+        *,
+        scheduled: bool = True,
     ) -> None:
-        """Write the state after `step` steps, `more` tensors included; keep the last few."""
+        """Save the state after `step` steps; keep the last few.
+
+        Parameters
+        ----------
+        step : int
+        model, optimizers, average
+            What is saved.
+        record : dict
+            Plain values that belong to it; its ``progress`` names the ``best_step`` so far.
+        best : dict, optional
+            Given if the weights have scored best so far: they are written by themselves, too,
+            with these values.
+        scheduled : bool
+            False for one that is made because time went by or the process must end: the next
+            one takes its place, and training never goes back to it.
+        """
+        self.settle()
         tensors, groups = pack(model, optimizers)
-        tensors |= more or {}
-        for folder in self._steps():
-            if int(folder.name.removeprefix("step-")) > step:
-                shutil.rmtree(folder)  # damaged: training would have gone on from it
-        self._write(self.folder / f"step-{step:08d}", tensors, {**record, "groups": groups})
-        for old in self._steps()[: -self.keep]:
-            shutil.rmtree(old)
-
-    def save_best(self, model: nn.Module, record: dict[str, Any]) -> None:
-        """Write the weights that have scored best so far."""
-        tensors, _ = pack(model, [])
-        self._write(self.folder / "best", tensors, record)
-
-    def _write(self, final: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        for left in self.folder.glob(".writing-*"):
-            shutil.rmtree(left)  # by a process that was killed
-        aside = final.with_name(f".writing-{final.name}")
-        aside.mkdir()
-        save_file(tensors, aside / _TENSORS)
-        record = {**record, "sha256": digest_file(aside / _TENSORS)}
-        write_json(aside / _RECORD, {**record, "record_sha256": digest(record)})
-        sync_tree(aside)
-        if final.exists():
-            # A rename onto a folder is refused; the old one steps aside for a moment.
-            retired = final.with_name(f".retired-{final.name}")
-            shutil.rmtree(retired, ignore_errors=True)
-            final.rename(retired)
-            aside.rename(final)
-            sync_entry(self.folder)
-            shutil.rmtree(retired)
+        if average is not None:
+            tensors |= average.state()
+        if self._beside is None:
+            self._beside = self._room_beside(tensors)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        copying: Future[None] = Future()
+        kind, record = _STEP if scheduled else _PAUSE, {**record, "step": step, "groups": groups}
+        if self._beside:
+            buffers = {key: self._buffer(key, tensor) for key, tensor in tensors.items()}
+            # A forward pass changes these: they cannot wait for the thread.
+            moving = tensors.keys() & {f"{_MODEL}{name}" for name, _ in model.named_buffers()}
+            _copy(tensors, buffers, moving)
         else:
-            aside.rename(final)
-            sync_entry(self.folder)
+            buffers = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
-    def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        def job() -> None:
+            try:
+                if self._beside:
+                    _copy(tensors, buffers, tensors.keys() - moving)
+            finally:
+                copying.set_result(None)
+            self._write(kind, step, buffers, record, best)
 
-    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest checkpoint that is whole, or None."""
-        for folder in reversed(self._steps()):
+        self._copying, self._writing = copying, (step, self._worker.submit(job))
+        if not self._beside:
+            self.settle()
+
+    def copied(self) -> None:
+        """Wait until the state of the last save may be changed; a forward pass may always."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
+
+    def settle(self, wait: bool = True) -> None:
+        """Raise what the save in flight ran into; wait for its end, or only look.
+
+        Raises
+        ------
+        MachineError
+            If the disk refused it. The checkpoints before are whole.
+        """
+        if self._writing is None or not (wait or self._writing[1].done()):
+            return
+        (step, job), self._writing = self._writing, None
+        try:
+            job.result()
+        except Exception as error:
+            if (refused := from_machine(error)) is None:
+                raise
+            last = max([*self._numbered(_STEP), *self._numbered(_PAUSE)], default=0)
+            kept = f"step {last:,}" if last else "the beginning"
+            raise MachineError(
+                f"{refused.what}: the checkpoint of step {step:,} could not be written",
+                where=refused.where or str(self.folder),
+                mend=f"{refused.mend or 'mend that'}; then the same command goes on from {kept}",
+            ) from error
+
+    def close(self) -> None:
+        """Wait for the save in flight, and let the thread go."""
+        if self._worker is not None:
+            self._worker.shutdown()
+            self._worker = None
+
+    def reserve(self, needed: int) -> None:
+        """See that the disk has room for so many bytes, what is there already included.
+
+        Raises
+        ------
+        MachineError
+            If it has not.
+        """
+        durable.clear(self.folder)
+        held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.folder).free
+        if needed - held > free:
+            raise MachineError(
+                f"the run's checkpoints need {needed / 1e9:.2f} GB, and the disk has "
+                f"{(free + held) / 1e9:.2f} GB for them",
+                where=str(self.folder),
+                mend="free some space, lower keep_checkpoints, or choose another disk with --out",
+            )
+
+    def latest(self, *, scheduled: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the newest checkpoint that is whole, or None; say which were passed over."""
+        self.settle()
+        folders = self._numbered(_STEP)
+        if not scheduled:
+            folders |= self._numbered(_PAUSE)
+        for _, folder in sorted(folders.items(), reverse=True):
             if found := self._read(folder):
                 return found
         return None
 
-    def best(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the best weights, if they are whole."""
-        return self._read(self.folder / "best") or self._read(self.folder / ".retired-best")
+    def best(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the best weights, those after `step` or the newest, if they are whole."""
+        self.settle()
+        found = self._numbered(_BEST)
+        wanted = max(found, default=0) if step is None else step
+        return self._read(found[wanted]) if wanted in found else None
 
-    @staticmethod
-    def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
-            record = read_json(folder / _RECORD)
-            if record.pop("record_sha256") != digest(record):
-                return None
-            if digest_file(folder / _TENSORS) != record["sha256"]:
-                return None
-            return load_file(folder / _TENSORS), record
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return durable.read(folder)
+        except durable.DamagedError as error:
+            self.say(f"checkpoint {folder.name} is damaged and is passed over: {error}")
             return None
+
+    def _numbered(self, kind: str) -> dict[int, Path]:
+        named = {p.name.removeprefix(f"{kind}-"): p for p in self.folder.glob(f"{kind}-*")}
+        return {int(number): path for number, path in named.items() if number.isdecimal()}
+
+    def _write(
+        self,
+        kind: str,
+        step: int,
+        tensors: dict[str, Tensor],
+        record: dict[str, Any],
+        best: dict[str, Any] | None,
+    ) -> None:
+        check_finite(tensors)
+        for each in (_STEP, _PAUSE, _BEST):
+            for number, folder in self._numbered(each).items():
+                if number > step:  # damaged, or training would have gone on from it
+                    durable.remove(folder)
+        if best is not None:
+            durable.write(self._path(_BEST, step), validated(tensors), best)
+        durable.write(self._path(kind, step), tensors, record)
+        old = [self._path(_STEP, n) for n in sorted(self._numbered(_STEP))[: -self.keep]]
+        old += [
+            self._path(_PAUSE, n) for n in self._numbered(_PAUSE) if (kind, step) != (_PAUSE, n)
+        ]
+        for folder in old:
+            durable.remove(folder)
+        states = [*self._numbered(_STEP).values(), *self._numbered(_PAUSE).values()]
+        named = {step, *map(_best_of, states)}
+        for number, folder in self._numbered(_BEST).items():
+            if number not in named:
+                durable.remove(folder)
+
+    def _path(self, kind: str, step: int) -> Path:
+        return self.folder / f"{kind}-{step:08d}"
+
+    def _room_beside(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether there is memory for copies of the tensors; say so if not."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        free = free_memory()
+        if free is None or 2 * size < free:
+            return True
+        self.say(
+            f"memory is short, so training waits for every checkpoint: a copy of its "
+            f"{size / 1e9:.2f} GB would be made, and {free / 1e9:.2f} GB are free"
+        )
+        return False
+
+    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
+        """Return where a tensor is copied to, the same place every time."""
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(
+                tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
+            )
+        return self._buffers[key]
+
+
+@torch.no_grad()
+def _copy(tensors: dict[str, Tensor], buffers: dict[str, Tensor], keys: AbstractSet[str]) -> None:
+    for key in keys:
+        buffers[key].copy_(tensors[key], non_blocking=True)
+    if any(tensors[key].is_cuda for key in keys):
+        torch.cuda.synchronize()
+
+
+def _best_of(folder: Path) -> int:
+    """Return the step that a checkpoint names as the best so far; 0 if it names none."""
+    try:
+        return int(read_json(folder / durable.RECORD)["progress"]["best_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0

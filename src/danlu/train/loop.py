@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
 
 from danlu.batch import Batch
-from danlu.errors import DanluError, MachineError
+from danlu.errors import ArtifactError, Interrupted
 from danlu.log import Bar
 from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, unpack
+from danlu.train.feed import BatchSource, ahead, num_steps
+from danlu.train.guard import Guard
 from danlu.train.machine import (
     autocast,
     forget_peak,
     kept_memory,
     peak_memory,
+    reseed,
     use_granted_cores,
+    within_limit,
 )
+from danlu.train.meter import Meter, Stride
 from danlu.train.objective import Objective
-
-
-class BatchSource(Protocol):
-    """What the loop asks of its data: batches by counter, see :mod:`danlu.data.load`."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-    def load(self, epoch: int, position: int) -> list[Batch]: ...
-
-
-class DivergedError(DanluError):
-    """The loss or its gradient is no longer a number."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where training stands; saved with every checkpoint.
-
-    Attributes
-    ----------
-    step : int
-        Steps of the optimiser done.
-    best : float
-        Lowest badness (or loss) on the validation split so far.
-    stale : int
-        Evaluations since it was reached.
-    """
-
-    step: int = 0
-    best: float = math.inf
-    stale: int = 0
+from danlu.train.progress import Progress
 
 
 @kept_memory()
@@ -74,6 +48,7 @@ def train(
     checkpoints: Checkpoints,
     log: Callable[[dict[str, Any]], None],
     bar: Bar,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Train `model` in place and leave it with its best weights.
 
@@ -89,92 +64,202 @@ def train(
     settings : Training
         Filled.
     seed : int
-        With the step it fixes everything drawn at random, so that a resumed
+        With the batch's number it fixes everything drawn at random, so that a resumed
         run draws what an uninterrupted one would have.
     device : torch.device
     checkpoints : Checkpoints
         If it holds one, training goes on from there.
     log : callable
-        Given a row for each logged step and each evaluation.
+        Given a row for each logged step, each evaluation, each step that is skipped, and
+        each time that training goes on from a checkpoint.
     bar : Bar
         Shows progress.
+    stopping : callable
+        Asked after every step whether to save and leave.
 
     Raises
     ------
     DivergedError
-        If the gradient is not finite; the last checkpoint stays as it was.
+        If too many steps in a row had to be skipped; the last checkpoint stays as it was.
+    Interrupted
+        If it was asked to leave; where it stood is saved.
     MachineError
-        If more memory is held than `settings` allow.
+        If more memory is held than `settings` allow, or the disk refuses a checkpoint.
     """
     use_granted_cores()
     forget_peak(device)
-    optimizers = optim.build(model, settings)
-    average = Average(model, settings.average)
-    progress = Progress()
-    if found := checkpoints.latest():
-        tensors, record = found
-        unpack(tensors, record["groups"], model, optimizers)
-        average.restore(tensors)
-        best = math.inf if record["best"] is None else record["best"]
-        progress = Progress(record["step"], best, record["stale"])
-    per_epoch = source.steps_per_epoch
-    total = num_steps(settings, source)
-    every = settings.checkpoint_every or per_epoch
-    meter = _Meter()
-    batches = ahead(source, progress.step, total)
-    while progress.step < total and not _exhausted(progress, settings):
-        factor = optim.rate_factor(progress.step, total, settings.warmup, settings.schedule)
-        torch.manual_seed(seed * 1_000_003 + progress.step)
-        loss, norm, tokens = _step(
-            model, objective, next(batches), optimizers, settings, factor, device
-        )
-        progress.step += 1
-        average.update(progress.step)
-        meter.add(loss, tokens)
-        if progress.step % settings.log_every == 0 or progress.step == total:
-            row = meter.read()
-            log({
-                "event": "step", "step": progress.step, "epoch": progress.step / per_epoch,
-                "loss": row["loss"], "loss_unit": objective.unit, "gradient_norm": norm,
-                "learning_rate": factor * (settings.learning_rate or 0.0),
-                "tokens_per_second": row["tokens_per_second"],
-                "peak_memory_bytes": _checked(peak_memory(device), settings.memory_limit),
-            })  # fmt: skip
-            text = f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
-            bar.update(progress.step, text)
-        if progress.step % every == 0 or progress.step == total:
-            paused = time.perf_counter()
-            with average.applied():
-                _evaluate(model, validate, progress, checkpoints, log)
-            best = progress.best if math.isfinite(progress.best) else None
-            record = {"step": progress.step, "stale": progress.stale, "best": best}
-            checkpoints.save(progress.step, model, optimizers, record, average.state())
-            meter.pause(time.perf_counter() - paused)
-    if kept := checkpoints.best():
-        unpack(kept[0], [], model, [])
-    return progress
+    run = _Run(model, objective, source, settings, seed, device, checkpoints, log)
+    run.resume(bar)
+    total, every = run.total, settings.checkpoint_every or source.steps_per_epoch
+    with closing(checkpoints):
+        while (done := run.progress).step < total and not _exhausted(done, settings):
+            # Now, not after the step: then no more than one checkpoint is ever behind.
+            checkpoints.settle(wait=(done.step + 1) % every == 0)
+            if not run.step():
+                continue
+            done = run.progress
+            if done.step % settings.log_every == 0 or done.step == total:
+                bar.update(done.step, run.report())
+            if done.step % every == 0 or done.step == total:
+                run.evaluate(validate)
+            elif run.is_late() or stopping():
+                run.save(scheduled=False)
+            if stopping():
+                checkpoints.settle()
+                raise Interrupted(f"training is saved after step {done.step:,} of {total:,}")
+        checkpoints.settle()
+        run.take_best()
+    return run.progress
 
 
-def _step(
-    model: nn.Module,
-    objective: Objective,
-    parts: list[Batch],
-    optimizers: list[torch.optim.Optimizer],
-    settings: Training,
-    factor: float,
-    device: torch.device,
-) -> tuple[float, float, int]:
-    """Take one step; return the mean loss, the gradient's norm and the tokens seen."""
-    loss = forward_and_backward(model, objective, parts, settings, device)
-    rate = factor * (settings.learning_rate or 0.0)
-    norm = optim.step(optimizers, settings.gradient_clip, rate, settings.l1)
-    if not math.isfinite(norm):
-        raise DivergedError(
-            "the gradient is no longer finite",
-            where="training",
-            mend='lower learning_rate, or set precision = "float32"',
-        )
-    return loss, norm, sum(part.num_tokens for part in parts)
+class _Run:
+    """Everything that changes while training, and what is done with it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        source: BatchSource,
+        settings: Training,
+        seed: int,
+        device: torch.device,
+        checkpoints: Checkpoints,
+        log: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.model, self.objective, self.source, self.settings = model, objective, source, settings
+        self.seed, self.device, self.checkpoints, self.log = seed, device, checkpoints, log
+        self.total = num_steps(settings, source)
+        self.optimizers = optim.build(model, settings)
+        self.average = Average(model, settings.average)
+        self.guard, self.progress, self.meter = Guard(settings, model), Progress(), Meter()
+        self.batches: Iterator[list[Batch]] = iter(())
+        self.saved = time.monotonic()
+        self.norm = self.ratio = self.factor = 0.0
+
+    def resume(self, bar: Bar) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if found := self.checkpoints.latest():
+            self._restore(*found)
+            self.guard.restore(found[1]["guard"])
+            bar.begin(self.progress.step)
+            self.log({"event": "resumed", "step": self.progress.step})
+            if self.progress.best_step and not self.checkpoints.best(self.progress.best_step):
+                self.checkpoints.say("the best weights are lost; the best from here on are kept")
+                self.progress.best, self.progress.best_step, self.progress.stale = None, 0, 0
+        self._draw()
+
+    def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        if record["seed"] != self.seed:
+            where = str(self.checkpoints.folder)
+            raise ArtifactError(
+                "the checkpoints are of another seed", where=where, mend="delete them"
+            )
+        unpack(tensors, record["groups"], self.model, self.optimizers)
+        self.average.restore(tensors)
+        self.progress = Progress(**record["progress"])
+
+    def _draw(self) -> None:
+        done = self.progress
+        self.batches = ahead(self.source, done.batch, done.batch + self.total - done.step)
+
+    def step(self) -> bool:
+        """Take a step, or skip it; return False where training went back instead."""
+        done, settings = self.progress, self.settings
+        self.factor = optim.rate_factor(done.step, self.total, settings.warmup, settings.schedule)
+        reseed(self.seed * 1_000_003 + done.batch)
+        parts = next(self.batches)
+        done.batch += 1
+        self.guard.watch()
+        loss = forward_and_backward(self.model, self.objective, parts, settings, self.device)
+        logged = (done.step + 1) % settings.log_every == 0 or done.step + 1 == self.total
+        stride = Stride(self.model) if logged else None
+        count = sum(self.objective.count(part) for part in parts)
+        self.checkpoints.copied()  # now the weights will change
+        self.norm = optim.step(
+            self.optimizers, settings.gradient_clip, self.factor * (settings.learning_rate or 0.0),
+            settings.l1, lambda norm: self.guard.allows(loss, norm, count),
+        )  # fmt: skip
+        self.ratio = stride.ratio() if stride else 0.0
+        if self.guard.fault:
+            self.log(self.guard.row(done.step + 1, loss, self.norm, parts))
+            self.guard.stop_if_astray(self.total)
+            if self.guard.fault == "spike" and settings.on_spike == "rewind" and self._rewind():
+                return False
+        done.step += 1
+        if not self.guard.fault:
+            self.average.update(done.step)
+            self.meter.add(loss, sum(part.num_tokens for part in parts))
+        return True
+
+    def _rewind(self) -> bool:
+        """Go back to the last scheduled checkpoint, but not to its batches."""
+        if (found := self.checkpoints.latest(scheduled=True)) is None:
+            return False
+        left = self.progress
+        self.guard.rewind(found[1]["guard"])
+        self._restore(*found)
+        self.progress.batch = left.batch
+        self.log({"event": "rewound", "step": left.step + 1, "to": self.progress.step})
+        self._draw()
+        return True
+
+    def report(self) -> str:
+        """Log what the last steps came to; return it in words."""
+        (loss, speed), done = self.meter.read(), self.progress
+        self.log({
+            "event": "step", "step": done.step, "epoch": done.batch / self.source.steps_per_epoch,
+            "loss": loss, "loss_unit": self.objective.unit,
+            "gradient_norm": self.norm if math.isfinite(self.norm) else None,
+            "update_ratio": self.ratio,
+            "learning_rate": self.factor * (self.settings.learning_rate or 0.0),
+            "tokens_per_second": speed, "skipped": self.guard.skipped,
+            "peak_memory_bytes": within_limit(peak_memory(self.device), self.settings.memory_limit),
+        })  # fmt: skip
+        told = "all skipped" if loss is None else f"loss {loss:.3f}"
+        return f"{told} · {speed:,.0f} tokens/s"
+
+    def evaluate(self, validate: Callable[[], dict[str, float]]) -> None:
+        """Measure the model on the validation split; save a checkpoint."""
+        paused, done = time.perf_counter(), self.progress
+        self.model.eval()
+        with self.average.applied():
+            figures = validate()
+        badness = figures.pop("badness", figures["loss"])
+        improved = badness < (math.inf if done.best is None else done.best)
+        done.stale = 0 if improved else done.stale + 1
+        if improved:
+            done.best, done.best_step = badness, done.step
+        self.save({"step": done.step, **figures} if improved else None)
+        self.log({"event": "validation", "step": done.step, "best": improved, **figures})
+        self.meter.pause(time.perf_counter() - paused)
+
+    def save(self, best: dict[str, Any] | None = None, *, scheduled: bool = True) -> None:
+        """Save a checkpoint, which is written while training goes on."""
+        if scheduled:
+            self.guard.arrived()
+        record = {"progress": asdict(self.progress), "seed": self.seed, "guard": self.guard.state()}
+        self.checkpoints.save(
+            self.progress.step, self.model, self.optimizers, record, self.average, best,
+            scheduled=scheduled,
+        )  # fmt: skip
+        self.saved = time.monotonic()
+
+    def is_late(self) -> bool:
+        """Whether more time went by since the last checkpoint than may be lost."""
+        minutes = self.settings.checkpoint_minutes
+        return bool(minutes) and time.monotonic() - self.saved > 60 * minutes
+
+    def take_best(self) -> None:
+        """Put the best weights into the model."""
+        self.progress.counts = dict(self.guard.counts)
+        if self.progress.best_step:
+            if (kept := self.checkpoints.best(self.progress.best_step)) is None:
+                raise ArtifactError(
+                    "the best weights were damaged after they were written",
+                    where=str(self.checkpoints.folder),
+                    mend="delete that folder and run again",
+                )
+            unpack(kept[0], [], self.model, [])
 
 
 def forward_and_backward(
@@ -204,75 +289,5 @@ def forward_and_backward(
     return float(loss)
 
 
-def num_steps(settings: Training, source: BatchSource) -> int:
-    """Return the steps of the optimiser that the settings come to, at most."""
-    return settings.steps or settings.epochs * source.steps_per_epoch
-
-
-def ahead(source: BatchSource, start: int, total: int) -> Iterator[list[Batch]]:
-    """Yield the batches from a step on; while one is computed with, the next is made."""
-    with ThreadPoolExecutor(1) as worker:
-        waiting: deque[Future[list[Batch]]] = deque()
-        for step in range(start, total):
-            waiting.append(worker.submit(source.load, *divmod(step, source.steps_per_epoch)))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _checked(held: int, limit: float) -> int:
-    if limit and held > limit * 1e9:
-        raise MachineError(
-            f"training holds {held / 1e9:.2f} GB of memory; memory_limit allows {limit:g} GB",
-            where="training",
-            mend="raise accumulate, lower the batch, or (Transformers) set recompute = true",
-        )
-    return held
-
-
-def _evaluate(
-    model: nn.Module,
-    validate: Callable[[], dict[str, float]],
-    progress: Progress,
-    checkpoints: Checkpoints,
-    log: Callable[[dict[str, Any]], None],
-) -> None:
-    model.eval()
-    figures = validate()
-    badness = figures.pop("badness", figures["loss"])
-    improved = badness < progress.best
-    progress.stale = 0 if improved else progress.stale + 1
-    if improved:
-        progress.best = badness
-        checkpoints.save_best(model, {"step": progress.step, **figures})
-    log({"event": "validation", "step": progress.step, "best": improved, **figures})
-
-
 def _exhausted(progress: Progress, settings: Training) -> bool:
     return bool(settings.patience) and progress.stale >= settings.patience
-
-
-class _Meter:
-    """Mean loss and speed since it was last read."""
-
-    def __init__(self) -> None:
-        self._losses: list[float] = []
-        self._tokens, self._began = 0, time.perf_counter()
-
-    def add(self, loss: float, tokens: int) -> None:
-        self._losses.append(loss)
-        self._tokens += tokens
-
-    def pause(self, seconds: float) -> None:
-        """Leave the seconds of an evaluation out of the speed."""
-        self._began += seconds
-
-    def read(self) -> dict[str, float]:
-        seconds = max(1e-9, time.perf_counter() - self._began)
-        found = {
-            "loss": sum(self._losses) / max(1, len(self._losses)),
-            "tokens_per_second": round(self._tokens / seconds, 1),
-        }
-        self._losses, self._tokens, self._began = [], 0, time.perf_counter()
-        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from danlu.artifact import peak_memory as process_peak
+from danlu.errors import MachineError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_QUOTA = _CGROUP / "cpu.max"
 
 
 def working_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -105,6 +109,49 @@ def peak_memory(device: torch.device) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return process_peak()
+
+
+def within_limit(held: int, limit: float) -> int:
+    """Return the memory held (bytes).
+
+    Raises
+    ------
+    MachineError
+        If it is more than the limit (GB; 0 for none).
+    """
+    if limit and held > limit * 1e9:
+        raise MachineError(
+            f"training holds {held / 1e9:.2f} GB of memory; memory_limit allows {limit:g} GB",
+            where="training",
+            mend="raise accumulate, lower the batch, or (Transformers) set recompute = true",
+        )
+    return held
+
+
+def free_memory() -> int | None:
+    """Return the memory that may still be taken (bytes), or None where the system does not say."""
+    found = []
+    with suppress(OSError, ValueError):
+        lines = _MEMORY.read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        limit, used = (
+            int((_CGROUP / name).read_text(encoding="utf-8"))
+            for name in ("memory.max", "memory.current")
+        )
+        found.append(max(0, limit - used))
+    return min(found, default=None)
+
+
+def reseed(number: int) -> None:
+    """Give every global generator (torch's, numpy's, Python's) a state that a number fixes.
+
+    Done before each step with a number of its own, nothing drawn from them depends on what was
+    drawn before, and a resumed run has nothing to restore.
+    """
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -74,7 +74,11 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
 
 
 def step(
-    optimizers: list[torch.optim.Optimizer], clip: float, rate: float, l1: float = 0.0
+    optimizers: list[torch.optim.Optimizer],
+    clip: float,
+    rate: float,
+    l1: float = 0.0,
+    allowed: Callable[[float], bool] = math.isfinite,
 ) -> float:
     """Take one step with the gradients at hand, and clear them.
 
@@ -90,6 +94,8 @@ def step(
         Learning rate.
     l1 : float
         Weight of the sum of the matrices' absolute values, see :func:`towards_zero`.
+    allowed : callable of float to bool
+        Told the norm before anything is changed: whether the step is to be taken.
 
     Returns
     -------
@@ -99,7 +105,9 @@ def step(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     norm = float(nn.utils.get_total_norm(gradients))
-    if not math.isfinite(norm):
+    if not (allowed(norm) and math.isfinite(norm)):
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         return norm
     scale = torch.tensor(max(1.0, norm / clip)) if clip else None
     for optimizer in optimizers:
@@ -113,6 +121,18 @@ def step(
                 towards_zero(group["params"], rate * l1)
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def state_bytes(model: nn.Module, settings: Training) -> int:
+    """Return the bytes that the optimisers of a model will hold once they have taken a step."""
+    found = 0
+    for optimizer in build(model, settings):
+        # Adam (AdamW is one) keeps a mean and a mean of squares, the others a momentum.
+        adam = isinstance(optimizer, torch.optim.Adam)
+        for group in optimizer.param_groups:
+            slots = 2 if adam else int(group["momentum"] > 0)
+            found += slots * sum(p.numel() * p.element_size() for p in group["params"])
+    return found
 
 
 @torch.no_grad()

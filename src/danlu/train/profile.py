@@ -13,7 +13,8 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.recipe.training import Training
 from danlu.train import optim
-from danlu.train.loop import BatchSource, ahead, forward_and_backward
+from danlu.train.feed import BatchSource, ahead
+from danlu.train.loop import forward_and_backward
 from danlu.train.machine import (
     forget_peak,
     kept_memory,
