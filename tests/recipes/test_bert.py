@@ -225,7 +225,8 @@ class Compared:
         self.settings, self.folder = self.recipe.pretrain, folder
         stages = self.run / "stages"
         self.stage = {p.name.rsplit("-", 1)[0]: p for p in stages.iterdir()}
-        self.lesson = fitting.pretrain(self.recipe, self.stage)
+        before = {name: path for name, path in self.stage.items() if name != "pretrain"}
+        self.lesson = fitting.pretrain(self.recipe, before)
         self.total = num_steps(self.settings, self.lesson.loader)
         rows = [e for e in read_events(self.run / "events.jsonl") if e["stage"] == "pretrain"]
         held_out = [row for row in rows if row["event"] == "validation"]
@@ -240,7 +241,7 @@ class Compared:
         return found
 
     def checkpoints(self) -> list[str]:
-        """Return what is left of them in the finished stage."""
+        """Return what is left of them in the finished stage, and each one's best weights."""
         return sorted(p.name for p in (self.stage["pretrain"] / "checkpoints").iterdir())
 
 
@@ -308,7 +309,12 @@ def test_a_small_run_falls_as_the_trainers_does(small):
 def test_exactly_three_checkpoints_are_left_beside_the_best(small):
     assert len(small.steps) > 4
     kept = [f"step-{step:08d}" for step in small.steps[-3:]]
-    assert small.checkpoints() == ["best", *kept]
+    best, steps = (
+        [name for name in small.checkpoints() if name.startswith(kind)] for kind in ("best", "step")
+    )
+    assert steps == kept
+    assert best == [f"best-{name.removeprefix('step-')}" for name in kept]  # each was the best yet
+    assert len(small.checkpoints()) == len(best + steps)
 
 
 def test_fine_tuning_begins_with_the_pre_trained_encoder(root, tmp_path):
@@ -338,4 +344,4 @@ def test_the_whole_run_falls_as_the_trainers_does(root, tmp_path):
     print(f"danlu lies {min(gaps):+.2%} to {max(gaps):+.2%} from the equal run")
     assert max(gaps) < WITHIN  # lower by more is a finding, not a fault: see NOTEBOOK.md
     assert apart(whole.curve, classic)[-1] < WITHIN
-    assert len(whole.checkpoints()) == 4
+    assert len(whole.checkpoints()) == 6  # three, and the best weights of each

@@ -105,10 +105,14 @@ def check_columns(found: list[str], wanted: dict[str, str], file: File) -> None:
     """Refuse a file that lacks a column."""
     missing = [column for column in wanted.values() if column not in found]
     if missing:
+        own = ("text", "label", "content")
+        keys = [f"data.{role}" for role in own if wanted.get(role) in missing]
         raise DataError(
             f"no column {', '.join(map(repr, missing))}; there are: {', '.join(map(repr, found))}",
             where=str(file.path or file.name),
-            mend="name the columns in the recipe as the file calls them",
+            mend=f"name the columns in the recipe ({', '.join(keys)}) as the file calls them"
+            if keys
+            else "name the columns in the recipe as the file calls them",
         )
 
 
