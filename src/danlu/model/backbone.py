@@ -20,6 +20,15 @@ from danlu.model import fast
 from danlu.model.fast import ACTIVATIONS, Layout
 from danlu.model.values import Intake, SeveralValues, Values, matrices, placed
 
+SPLIT = {
+    "q_proj.weight": 0, "k_proj.weight": 0, "v_proj.weight": 0, "o_proj.weight": 1,
+    "gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1,
+}  # fmt: skip
+"""How a layer may be divided among processes: the dimension that each matrix is cut along, so
+that heads and hidden units stay whole."""
+BRANCHES = ("attention", "feed_forward")
+"""The parts of a layer whose outputs are then sums over processes."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneConfig:
@@ -158,8 +167,11 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, cos_BTG: Tensor, sin_BTG: Tensor, layout: Layout) -> Tensor:
         config = self.config
         joint = fast.linear(x_BTD, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        each = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         heads = joint.view(*joint.shape[:2], -1, config.head_dim)
+        # Counted by what is there: of a divided layer, a process holds some of the heads.
+        num_groups = heads.shape[2] // (config.num_heads // config.num_kv_heads + 2)
+        num_queries = heads.shape[2] - 2 * num_groups
+        each = [num_queries, num_groups, num_groups]
         q_BTAH, k_BTKH, v_BTKH = torch.split(heads, each, dim=2)
         if config.qk_norm:
             q_BTAH, k_BTKH = self.q_norm(q_BTAH), self.k_norm(k_BTKH)
