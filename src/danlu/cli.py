@@ -399,6 +399,23 @@ def serve(
 
 @app.command()
 @_guarded
+def export(
+    run: RunPath,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; must not exist.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model of texts as a checkpoint of an open family (Hugging Face layout)."""
+    from danlu import export as exporting
+
+    found = exporting.export(run, folder)
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(exporting.line(found))
+
+
+@app.command()
+@_guarded
 def schema(as_json: AsJson = False) -> None:  # noqa: ARG001 - every command takes --json, and this prints nothing else
     """Print the JSON Schema of recipes, for editors."""
     from danlu.recipe import schema as recipe_schema

@@ -70,7 +70,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     assert isinstance(model.head, heads.TokenHead)
     assert model.head.bias is not None
     model.head.bias.data[NUM_SPECIAL:] = (count_I / count_I.sum()).log().float()
-    take_over(model, paths)
+    take_over(model, paths, "none")
     proposal = Proposal.of(np.append(np.zeros(NUM_SPECIAL), np.power(encoder.count_I, 0.75)))
     objective = next_item(NUM_SPECIAL, own.exclude_seen, own.negatives, proposal)
     documents = {n: EventsDocuments.load(paths["tokenizer"], n) for n in (TRAIN, VALIDATION)}

@@ -22,7 +22,7 @@ from danlu.journal import journal
 from danlu.lesson import Judge, Lesson
 from danlu.log import Events, Screen
 from danlu.model import flops, heads, native
-from danlu.model.backbone import BRANCHES, SPLIT
+from danlu.model.backbone import BRANCHES, SPLIT, Backbone
 from danlu.parallel.mesh import ALONE, Mesh
 from danlu.parallel.shard import divide, whole
 from danlu.recipe import Recipe
@@ -53,7 +53,7 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     kind = kinds.of(recipe.data.modality)
     spec, documents = kind.spec(tokens), kind.documents(tokens, "train")
     torch.manual_seed(recipe.seed)
-    config = backbone_config(recipe, spec, settings.layer_dropout)
+    config = backbone_config(recipe, spec, settings.layer_dropout, paths.get("start"))
     loader: DocumentLoader | PackedLoader
     if isinstance(documents, text.Documents):
         length = recipe.tokenizer.max_length
@@ -83,7 +83,8 @@ def pretrain(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     judge = Judge(objective, held_out, by_accuracy=False, precision=settings.precision)
     initialiser = recipe.model.initialiser
     model = heads.build(config, settings.objective, initialiser=initialiser)
-    return Lesson(model, objective, loader, judge, settings.objective, [])
+    said = take_over(model, paths, settings.objective)
+    return Lesson(model, objective, loader, judge, settings.objective, [], said=said)
 
 
 _OWN: dict[str, Callable[[Recipe, dict[str, Path]], Lesson]] = {
@@ -102,10 +103,10 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     modality = kinds.of(recipe.data.modality)
     spec = modality.spec(tokens)
     torch.manual_seed(recipe.seed)
-    config = backbone_config(recipe, spec, settings.layer_dropout)
+    config = backbone_config(recipe, spec, settings.layer_dropout, paths.get("start"))
     outputs = len(classes) or len(settings.quantiles or ()) or 1
     model = heads.build(config, kind, outputs, settings.dropout, recipe.model.initialiser)
-    take_over(model, paths)
+    said = take_over(model, paths, kind)
     targets = {name: truth(recipe, data, name) for name in ("train", "validation")}
     scale = _scale(targets["train"]) if kind == "regress" else None
     tensors = {name: _target(values, kind, scale) for name, values in targets.items()}
@@ -143,7 +144,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     judge = Judge(
         held_out_objective, held_out, settings.choose_by == "accuracy", settings.precision
     )
-    return Lesson(model, objective, loader, judge, kind, classes, scale)
+    return Lesson(model, objective, loader, judge, kind, classes, scale, said=said)
 
 
 def how_computed(settings: Training, where: torch.device) -> dict[str, Any]:
@@ -153,6 +154,15 @@ def how_computed(settings: Training, where: torch.device) -> dict[str, Any]:
         "kernels": "danlu" if where.type == "cpu" and native.library() else "plain",
         "threads": torch.get_num_threads(),
     }
+
+
+def _plainly(recipe: Recipe, lesson: Lesson, where: torch.device) -> dict[str, str]:
+    """Return what of a checkpoint's network the kernels do not take, if they are used."""
+    backbone = lesson.model.backbone
+    if not isinstance(backbone, Backbone) or where.type != "cpu" or native.library() is None:
+        return {}
+    plain = backbone.without_kernels(recipe.tokenizer.max_length)
+    return {"plain": " and ".join(plain)} if plain else {}
 
 
 COUNTS = "training.json"
@@ -215,8 +225,10 @@ def fit(
         packed = f" in {len(loader.packed):,} rows, {loader.fill:.1%} full, {loader.rows} a step"
     documents = f"{len(loader.documents):,} documents{packed}"
     screen.say(f"  {parameters:,} parameters on {where}, {documents}")
+    for line in lesson.said:
+        screen.say(f"  {line}")
     use_granted_cores()
-    ran = how_computed(settings, where)
+    ran = how_computed(settings, where) | _plainly(recipe, lesson, where)
     screen.say(f"  {', '.join(f'{key} {value}' for key, value in ran.items())}")
     checkpoints = Checkpoints(
         folder / "checkpoints", settings.keep_checkpoints,

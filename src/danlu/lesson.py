@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Lesson:
         Mean and standard deviation of a regressor's values.
     finish : callable, optional
         Given the trained model, returns what else its configuration keeps.
+    said : list of str
+        What a person should know of the weights that it begins with.
     """
 
     model: heads.Model
@@ -60,3 +62,4 @@ class Lesson:
     classes: list[str]
     scale: dict[str, float] | None = None
     finish: Callable[[heads.Model], dict[str, Any]] | None = None
+    said: list[str] = field(default_factory=list)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _WIRING = (
     "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "speech_stages.py",
-    "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "batch.py",
+    "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "start.py", "batch.py",
     "journal.py", "launch.py",
 )  # fmt: skip
 
@@ -110,6 +111,7 @@ def prepare_data(
 
     files = [file for source in recipe.data.sources for file in open_source(source, fetch=fetch)]
     run = _Run(recipe, files, Store(folder, recipe.seed, screen.say), screen)
+    run.start()
     run.data()
     run.tokenizer()
     return {name: artifact.path for name, artifact in run.artifacts.items()}
@@ -132,6 +134,7 @@ class _Run:
 
     def go(self, profile: bool) -> Result:
         """Run every stage that the recipe asks for, and perhaps measure a training step."""
+        self.start()
         recipe, root = self.recipe, self.store.root
         _put(root / "recipe.toml", dump(recipe).encode())
         live = root / "events.jsonl"
@@ -180,6 +183,21 @@ class _Run:
 
     def _paths(self) -> dict[str, Path]:
         return {name: artifact.path for name, artifact in self.artifacts.items()}
+
+    def start(self) -> None:
+        """Read the checkpoint that the recipe begins from, if it names one."""
+        if not self.recipe.model.start:
+            return
+        from danlu import start
+        from danlu.data.adopt import locate
+
+        checkpoint = locate(self.recipe.model.start)
+        make = partial(start.begin, self.recipe, checkpoint)
+        section, inputs = start.section(self.recipe), {"checkpoint": start.digest(checkpoint)}
+        artifact = self._build("start", section, inputs, ("data", "model"), make)
+        for line in start.lines(artifact.json(start.CONFIG)):
+            self.screen.say(f"  {line}")
+        self.recipe = start.settled(self.recipe, artifact.path)
 
     def data(self) -> None:
         """Read, clean, find duplicates and contradictions, redact, split."""
@@ -234,28 +252,28 @@ class _Run:
         section["task"] = recipe.data.task
         if modality != "text":
             section["backbone"] = recipe.model.backbone  # the layout is for it
-        folder_of = self.artifacts["data"].path
+        paths = self._paths()
 
         def make(folder: Path) -> None:
             from danlu.data import kinds
             from danlu.stages import tokenize
 
-            report = tokenize(recipe, folder_of, folder)
+            report = tokenize(recipe, paths, folder)
             self.screen.say(f"  {kinds.of(modality).seen(recipe, report)}")
 
-        self._build("tokenizer", section, self._keys("data"), ("data",), make)
+        self._build("tokenizer", section, self._keys("data", "start"), ("data",), make)
 
     def pretrain(self) -> None:
         """Learn from the text alone."""
-        self._train("pretrain", self._keys("tokenizer"))
+        self._train("pretrain", self._keys("tokenizer", "start"))
 
     def finetune(self) -> None:
         """Learn from the labels, from the pre-trained weights if there are any."""
-        self._train("finetune", self._keys("data", "tokenizer", "pretrain"))
+        self._train("finetune", self._keys("data", "tokenizer", "start", "pretrain"))
 
     def _train(self, stage: str, inputs: dict[str, str]) -> None:
         section = {
-            "model": self.recipe.model.model_dump(mode="json"),
+            "model": self.recipe.model.model_dump(mode="json", exclude={"start"}),
             stage: getattr(self.recipe, stage).model_dump(mode="json"),
         }
 
@@ -285,7 +303,7 @@ class _Run:
 
             profile(self.recipe, self._paths(), folder, stages, self.screen)
 
-        inputs = self._keys("data", "tokenizer", *stages)
+        inputs = self._keys("data", "tokenizer", "start", *stages)
         self._build("profile", section, inputs, ("data", "model", "parallel", "train"), make)
 
     def baseline(self) -> None:
@@ -311,7 +329,7 @@ class _Run:
         """Measure the model and the baselines on the test split."""
         section = self.recipe.evaluate.model_dump(mode="json") | {"name": self.recipe.name}
         section.pop("batch_size")  # no score depends on it
-        inputs = self._keys("data", "tokenizer", "pretrain", "finetune", "baseline")
+        inputs = self._keys("data", "tokenizer", "start", "pretrain", "finetune", "baseline")
 
         def make(folder: Path) -> None:
             from danlu.stages import evaluate

@@ -39,7 +39,7 @@ def finetune(recipe: Recipe, paths: dict[str, Path]) -> Lesson:
     model = heads.build(
         config, task, dropout=settings.dropout, initialiser=initialiser, shape=shape
     )
-    take_over(model, paths)
+    take_over(model, paths, "none")
     if task == "forecast":
         objective = objectives.pinball(shape["levels"])
     else:

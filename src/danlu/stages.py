@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from danlu import events_stages, series_stages, speech_stages
+from danlu import events_stages, series_stages, speech_stages, start
 from danlu.artifact import read_json, write_json
 from danlu.audit import leaks
 from danlu.batch import Batch
@@ -23,7 +24,7 @@ from danlu.data.hide import for_causal, for_masked
 from danlu.data.image import ImageEncoder, flatten
 from danlu.data.load import in_order
 from danlu.data.media import image_shape
-from danlu.data.modality import BEGIN_ID, Spec
+from danlu.data.modality import Spec
 from danlu.data.split import NAMES
 from danlu.data.table import TableEncoder
 from danlu.errors import DataError
@@ -56,16 +57,29 @@ def truth(recipe: Recipe, data: Path, name: str) -> NDArray[Any]:
     return labels.encode(cells, recipe.data.kind, classes, recipe.data.label_separator)
 
 
-def tokenize(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
-    """Fit an encoder (of texts: train a tokenizer) on the training split; encode every split."""
-    report = kinds.of(recipe.data.modality).encode(recipe, data, folder)
+def tokenize(recipe: Recipe, paths: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """Fit an encoder (of texts: train a tokenizer) on the training split; encode every split.
+
+    The tokenizer of a checkpoint that the recipe begins from is taken as it is.
+    """
+    kind = kinds.of(recipe.data.modality)
+    for name in kind.files if "start" in paths else ():
+        shutil.copyfile(paths["start"] / name, folder / name)
+    report = kind.encode(recipe, paths["data"], folder)
     write_json(folder / "report.json", report)
     return report
 
 
-def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.Config:
-    """Return the backbone that the filled recipe describes, for what `spec` says it sees."""
+def backbone_config(
+    recipe: Recipe, spec: Spec, dropout: float = 0.0, begun: Path | None = None
+) -> heads.Config:
+    """Return the backbone that the filled recipe describes, for what `spec` says it sees.
+
+    `begun` is the artifact of the checkpoint that the recipe begins from, if it names one.
+    """
     model = recipe.model
+    if begun is not None:
+        return start.backbone_of(begun, dropout)
     values: dict[str, Any] = {
         "value_dims": spec.value_dims,
         "value_ids": spec.value_ids,
@@ -119,14 +133,17 @@ def backbone_config(recipe: Recipe, spec: Spec, dropout: float = 0.0) -> heads.C
     )
 
 
-def take_over(model: heads.Model, paths: dict[str, Path]) -> None:
-    """Give the backbone its pre-trained weights, if there are any."""
+def take_over(model: heads.Model, paths: dict[str, Path], kind: str) -> list[str]:
+    """Give the backbone its pre-trained weights, if there are any; return what is to be said."""
+    if "pretrain" not in paths and "start" in paths:
+        return [start.take_over(model, paths["start"], kind)]
     if "pretrain" in paths:
         stored = load_file(paths["pretrain"] / WEIGHTS)
         own = {
             k.removeprefix("backbone."): v for k, v in stored.items() if k.startswith("backbone.")
         }
         model.backbone.load_state_dict(own)
+    return []
 
 
 def held_out_batches(recipe: Recipe, tokens: Path, name: str) -> list[Batch]:
@@ -357,14 +374,18 @@ def _evaluate_tokens(recipe: Recipe, paths: dict[str, Path], folder: Path) -> No
 
     settings, spec = recipe.pretrain, kinds.of(recipe.data.modality).spec(paths["tokenizer"])
     assert settings.objective != "none"
-    model = heads.build(backbone_config(recipe, spec), settings.objective)
+    config = backbone_config(recipe, spec, begun=paths.get("start"))
+    model = heads.build(config, settings.objective)
     model.load_state_dict(load_file(paths["pretrain"] / WEIGHTS))
     model.to(where := device())
     tokens = paths["tokenizer"]
     train_ids = text.Documents.load(tokens, "train").ids
-    train_ids = train_ids[train_ids != BEGIN_ID]  # never foretold, so it may take no mass
+    causal = settings.objective == "causal"
+    encoder = text.Encoder.load(tokens / text.FILE, recipe.tokenizer.max_length, causal)
+    # What is never foretold may take no mass.
+    never = encoder.marks.prefix if causal else encoder.marks.special
+    train_ids = train_ids[np.isin(train_ids, never, invert=True)]
     batches = held_out_batches(recipe, tokens, "test")
-    encoder = text.Encoder.load(tokens / text.FILE, recipe.tokenizer.max_length, False)
     documents = text.Documents.load(tokens, "test")
     seen_bytes = np.asarray([encoder.bytes_of(documents[row]) for row in range(len(documents))])
     rows: list[Metric] = measure(

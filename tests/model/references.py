@@ -50,7 +50,7 @@ def reference_feed_forward(x, weights, activation=None):
     up = torch.einsum("...d,fd->...f", x, weights["up_proj.weight"])
     if "gate_proj.weight" in weights:
         gate = torch.einsum("...d,fd->...f", x, weights["gate_proj.weight"])
-        hidden = gate / (1 + torch.exp(-gate)) * up
+        hidden = (activation or (lambda y: y / (1 + torch.exp(-y))))(gate) * up
     else:
         hidden = (activation or (lambda y: y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))))(up)
     return torch.einsum("...f,df->...d", hidden, weights["down_proj.weight"])

@@ -1,5 +1,6 @@
 """The operations and the block against float64 references, gradients included."""
 
+import math
 from functools import partial
 
 import pytest
@@ -19,7 +20,8 @@ from references import (
 
 from danlu.batch import PADDING
 from danlu.model import ops
-from danlu.model.backbone import BackboneConfig, Block, FeedForward, RMSNorm
+from danlu.model.backbone import BackboneConfig
+from danlu.model.block import Block, FeedForward, RMSNorm
 from tolerances import SIMPLE
 
 HEADS = [(1, 1), (4, 4), (4, 2), (4, 1)]
@@ -230,6 +232,7 @@ ACTIVATIONS = {
     "relu": lambda x: torch.where(x > 0, x, 0),
     "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
     "gelu": lambda x: x * torch.special.ndtr(x),
+    "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
     "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
@@ -242,13 +245,14 @@ def test_an_activation_agrees_with_its_formula(name):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("activation", ["swiglu", *ACTIVATIONS])
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", *ACTIVATIONS])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_feed_forward_layer_agrees_with_its_formula(activation, length, sizes):
     config = make(activation=activation, sizes=sizes)
     module = FeedForward(config)
-    assert len(list(module.parameters())) == (3 if activation == "swiglu" else 2)
-    reference = partial(reference_feed_forward, activation=ACTIVATIONS.get(activation))
+    gate = {"swiglu": "silu", "geglu": "gelu"}.get(activation)
+    assert len(list(module.parameters())) == (3 if gate else 2)
+    reference = partial(reference_feed_forward, activation=ACTIVATIONS[gate or activation])
     agree_module(module, reference, torch.randn(2, length, config.dim))
 
 

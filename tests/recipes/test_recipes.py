@@ -51,7 +51,7 @@ def at_hand(recipe):
             pytest.skip(f"{package} is not in danlu's cache, and tests download nothing")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, "reviews-minilm"])
 def test_it_is_read_and_says_where_its_data_come_from(root, name):
     path = root / "recipes" / f"{name}.toml"
     recipe, _ = load(path)

@@ -30,7 +30,7 @@ def for_masked(batch: Batch, probability: float, spec: Spec, generator: Any) -> 
     would be copied, not foretold. A document always has at least one chosen position.
     """
     ids, owner = batch.ids_BT.numpy(), batch.document_BT.numpy()
-    open_ = (owner != PADDING) & (ids >= spec.num_fixed)
+    open_ = (owner != PADDING) & spec.ordinary(ids)
     chosen = (generator.random(ids.shape) < probability) & open_
     lucky = np.where(open_, generator.random(ids.shape), -1.0)
     for document in np.setdiff1d(owner[open_], owner[chosen]):  # few: short ones alone
@@ -53,7 +53,7 @@ def for_masked(batch: Batch, probability: float, spec: Spec, generator: Any) -> 
 def hide(batch: Batch, probability: float, spec: Spec, generator: Any) -> Batch:
     """Hide input positions at random, so that a model cannot lean on a few."""
     ids = batch.ids_BT.numpy()
-    chosen = (generator.random(ids.shape) < probability) & (ids >= spec.num_fixed)
+    chosen = (generator.random(ids.shape) < probability) & spec.ordinary(ids)
     batch = _without(batch, chosen)
     hidden = np.where(chosen, spec.hide(ids), ids)
     return replace(batch, ids_BT=torch.from_numpy(hidden), hidden_UK=None, hidden_slots_U=None)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from danlu.artifact import read_json
 from danlu.data import text
 from danlu.data.clean import scrub
 from danlu.data.events_kind import Events
@@ -108,7 +107,7 @@ class TextReader:
 
     def __init__(self, encoder: text.Encoder, config: Row) -> None:
         self.encoder, self.config = encoder, config
-        self.spec = Spec(encoder.tokenizer.get_vocab_size())
+        self.spec = encoder.spec
 
     def clean(self, record: str) -> str:
         """Clean and redact a text as training did."""
@@ -137,9 +136,9 @@ class TextReader:
 
 
 class Text:
-    """Texts, as the tokens of a byte-level BPE."""
+    """Texts, as the tokens of a byte-level BPE, or of the tokenizer that came with a checkpoint."""
 
-    files: tuple[str, ...] = (text.FILE,)
+    files: tuple[str, ...] = (text.FILE, text.ROLES)
 
     def named(self, recipe: Recipe) -> tuple[str, ...]:  # noqa: ARG002 - the text's column is named by itself
         """Return none."""
@@ -166,15 +165,19 @@ class Text:
         return {}
 
     def encode(self, recipe: Recipe, data: Path, folder: Path) -> Row:
-        """Train the tokenizer on the training split, and tokenise every split."""
+        """Train the tokenizer on the training split, and tokenise every split.
+
+        A checkpoint's tokenizer is not trained: it lies in the folder already.
+        """
         settings = recipe.tokenizer
-        tokenizer = text.train(self.records(data, TRAIN), settings.vocab_size)
-        tokenizer.save(str(folder / text.FILE))
+        if not (folder / text.ROLES).is_file():
+            trained = text.train(self.records(data, TRAIN), settings.vocab_size)
+            trained.save(str(folder / text.FILE))
         # Of a text with a label, the model sees one document; a text by itself goes on in pieces.
         in_pieces = recipe.data.task == "pretrain"
         longest = sys.maxsize if in_pieces else settings.max_length
-        encoder = text.Encoder(tokenizer, longest, bool(recipe.model.causal))
-        report: Row = {"vocab_size": tokenizer.get_vocab_size(), "splits": {}}
+        encoder = text.Encoder.load(folder / text.FILE, longest, bool(recipe.model.causal))
+        report: Row = {"vocab_size": encoder.spec.vocab_size, "splits": {}}
         for name in NAMES:
             texts = self.records(data, name)
             encoded, lengths = encoder(texts)
@@ -189,11 +192,11 @@ class Text:
                     for ids, label in zip(encoded[:_SAMPLES], labels, strict=False)
                 ]
             if in_pieces:
-                documents = text.Documents.in_pieces(encoded, settings.max_length)
+                documents = text.Documents.in_pieces(encoded, settings.max_length, encoder.marks)
             else:
                 documents = text.Documents.of(encoded)
             documents.save(folder, name)
-            report["splits"][name] = text.coverage(texts, lengths, documents)
+            report["splits"][name] = text.coverage(texts, lengths, documents, encoder.marks)
         return report
 
     def seen(self, recipe: Recipe, report: Row) -> str:
@@ -210,8 +213,8 @@ class Text:
         return text.Documents.load(folder, name)
 
     def spec(self, folder: Path) -> Spec:
-        """Return the size of the vocabulary."""
-        return Spec(read_json(folder / "report.json")["vocab_size"])
+        """Return the size of the vocabulary, and what of it is special."""
+        return text.Encoder.load(folder / text.FILE, 0, False).spec
 
     def reader(self, folder: Path, config: Row) -> TextReader:
         """Read the tokenizer."""

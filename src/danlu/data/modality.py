@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from danlu.batch import PADDING, Batch, ValueKind
+from danlu.errors import DataError
 
 PAD, MASK, BEGIN, END = "<pad>", "<mask>", "<bos>", "<eos>"
 SPECIAL = (PAD, MASK, BEGIN, END)
@@ -54,6 +55,11 @@ class Spec:
     value_kinds : tuple of ValueKind
         Where values are of several kinds, in the order of their ids: `value_dims` is then the
         most numbers that one has, and `shared` says nothing.
+    mask_id : int, optional
+        What stands where an id is hidden, unless `hidden` says otherwise; None where the
+        tokenizer that came with a checkpoint has nothing of the kind.
+    special_ids : tuple of int, optional
+        The ids that are never hidden; the first `num_fixed` if not given.
     """
 
     vocab_size: int
@@ -64,6 +70,8 @@ class Spec:
     value_shape: tuple[int, int, int] | None = None
     value_kinds: tuple[ValueKind, ...] = ()
     num_fixed: int = NUM_SPECIAL
+    mask_id: int | None = MASK_ID
+    special_ids: tuple[int, ...] | None = None
 
     @property
     def kinds(self) -> tuple[ValueKind, ...]:
@@ -78,9 +86,17 @@ class Spec:
 
     def hide(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids that stand for the given ones where they are hidden."""
-        if self.hidden is None:
-            return np.full_like(ids, MASK_ID)
-        return np.asarray(self.hidden, np.int64)[ids]
+        if self.hidden is not None:
+            return np.asarray(self.hidden, np.int64)[ids]
+        if self.mask_id is None:
+            raise DataError("the tokenizer has no token that stands where another is hidden")
+        return np.full_like(ids, self.mask_id)
+
+    def ordinary(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which ids may be hidden: all that are not special."""
+        if self.special_ids is None:
+            return ids >= self.num_fixed
+        return np.isin(ids, self.special_ids, invert=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a model's configuration keeps of it."""

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from danlu.batch import Batch
-from danlu.data.modality import BEGIN_ID, END_ID, NUM_SPECIAL, SPECIAL, lay_end_to_end
+from danlu.data.marks import OWN, ROLES, Marks, read_roles
+from danlu.data.modality import SPECIAL, Spec, lay_end_to_end
 from danlu.errors import DataError
+
+__all__ = ["FILE", "ROLES", "Documents", "Encoder", "coverage", "train"]
 
 FILE = "tokenizer.json"
 
@@ -57,12 +60,15 @@ class Encoder:
     max_length : int
         Longest document in tokens, special tokens included.
     causal : bool
-        Whether a document is closed by an end token, as generation needs.
+        Whether a text is closed by an end token, as generation needs.
+    marks : Marks
+        What stands around a text.
     """
 
     tokenizer: Tokenizer
     max_length: int
     causal: bool = False
+    marks: Marks = OWN
 
     def __post_init__(self) -> None:
         # A text that spells "<mask>" is text, not a command to the model.
@@ -70,8 +76,19 @@ class Encoder:
 
     @classmethod
     def load(cls, path: Path, max_length: int, causal: bool) -> Encoder:
-        """Read a ``tokenizer.json``."""
-        return cls(Tokenizer.from_file(str(path)), max_length, causal)
+        """Read a ``tokenizer.json``, and what is said beside it if it came with a checkpoint."""
+        tokenizer, marks = Tokenizer.from_file(str(path)), OWN
+        if (roles := path.with_name(ROLES)).is_file():
+            marks = Marks.of(tokenizer, read_roles(roles), causal)
+        return cls(tokenizer, max_length, causal, marks)
+
+    @property
+    def spec(self) -> Spec:
+        """What the documents hold."""
+        size = 1 + max(self.tokenizer.get_vocab().values())
+        if self.marks == OWN:
+            return Spec(size)
+        return Spec(size, mask_id=self.marks.mask, special_ids=self.marks.special)
 
     def __call__(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
         """Encode texts.
@@ -79,23 +96,27 @@ class Encoder:
         Returns
         -------
         documents : list of NDArray of int32
-            At most `max_length` ids each, from ``<bos>``.
+            At most `max_length` ids each, from ``<bos>`` (or what a checkpoint's tokenizer has).
         lengths : NDArray of int64, shape (n,)
             Tokens before anything was cut; above `max_length` where it was.
         """
-        closing = [END_ID] if self.causal else []
+        prefix, suffix = self.marks.prefix, self.marks.suffix
+        closing = [self.marks.end] if self.causal and self.marks.end is not None else []
         documents, lengths = [], []
         for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-            ids = [BEGIN_ID, *encoding.ids, *closing]
-            lengths.append(len(ids))
-            documents.append(np.asarray(ids[: self.max_length], np.int32))
+            ids = [*prefix, *self.marks.as_text(encoding.ids), *closing]
+            lengths.append(len(ids) + len(suffix))
+            ids = [*ids[: self.max_length - len(suffix)], *suffix]
+            documents.append(np.asarray(ids or self.marks.nothing, np.int32))
         return documents, np.asarray(lengths, np.int64)
 
     def bytes_of(self, ids: NDArray[np.int32]) -> int:
         """Return how many bytes of text the ids hold; special tokens hold none."""
+        plain = [i for i in ids.tolist() if i not in self.marks.special]
+        if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
+            return len(self.tokenizer.decode(plain).encode())
         # In the byte-level alphabet a token has one letter for each byte.
-        tokens = (self.tokenizer.id_to_token(i) or "" for i in ids.tolist() if i >= NUM_SPECIAL)
-        return sum(map(len, tokens))
+        return sum(len(self.tokenizer.id_to_token(i) or "") for i in plain)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the readable text of each id, for people to look at.
@@ -103,7 +124,9 @@ class Encoder:
         A token that holds part of a character's bytes reads as ``·``.
         """
         return [
-            SPECIAL[i] if i < NUM_SPECIAL else self.tokenizer.decode([i]).replace("\ufffd", "·")
+            (self.tokenizer.id_to_token(i) or "")
+            if i in self.marks.special
+            else self.tokenizer.decode([i]).replace("\ufffd", "·")
             for i in map(int, ids)
         ]
 
@@ -153,18 +176,21 @@ class Documents:
         return cls(np.concatenate(documents), offsets, text_N)
 
     @classmethod
-    def in_pieces(cls, documents: Sequence[NDArray[np.int32]], length: int) -> Documents:
-        """Cut documents into pieces of at most `length` tokens, each from ``<bos>``.
+    def in_pieces(
+        cls, documents: Sequence[NDArray[np.int32]], length: int, marks: Marks = OWN
+    ) -> Documents:
+        """Cut documents into pieces of at most `length` tokens, each between its marks.
 
-        Every token after a text's ``<bos>`` stands in one piece, and in one only.
+        Every token between a text's marks stands in one piece, and in one only.
         """
         pieces: list[NDArray[np.int32]] = []
         text_N: list[int] = []
-        begin = np.array([BEGIN_ID], np.int32)
+        prefix, suffix = (np.array(ids, np.int32) for ids in (marks.prefix, marks.suffix))
+        room = length - marks.count
         for number, document in enumerate(documents):
-            body = document[1:]
-            starts = range(0, max(1, len(body)), length - 1)
-            pieces += [np.concatenate((begin, body[i : i + length - 1])) for i in starts]
+            body = document[len(prefix) : len(document) - len(suffix)]
+            starts = range(0, max(1, len(body)), room)
+            pieces += [np.concatenate((prefix, body[i : i + room], suffix)) for i in starts]
             text_N += [number] * len(starts)
         return cls.of(pieces, np.asarray(text_N, np.int64))
 
@@ -183,7 +209,10 @@ class Documents:
 
 
 def coverage(
-    texts: Sequence[str], lengths: NDArray[np.int64], documents: Documents
+    texts: Sequence[str],
+    lengths: NDArray[np.int64],
+    documents: Documents,
+    marks: Marks = OWN,
 ) -> dict[str, Any]:
     """Return what a report says of one split's tokens.
 
@@ -194,6 +223,8 @@ def coverage(
         Tokens of each text, before anything was cut.
     documents : Documents
         What became of them.
+    marks : Marks
+        What stands around each.
 
     Returns
     -------
@@ -203,13 +234,14 @@ def coverage(
     """
     total, pieces = int(lengths.sum()), len(documents) - len(texts)
     seen = np.bincount(documents.text_N, documents.sizes, minlength=len(texts))
-    seen -= np.bincount(documents.text_N, minlength=len(texts)) - 1  # each piece's <bos>
+    again = np.bincount(documents.text_N, minlength=len(texts)) - 1
+    seen -= marks.count * again  # of each further piece
     size = sum(len(text.encode()) for text in texts)
     return {
         "documents": len(texts),
         "pieces": pieces,
         "tokens": int(documents.offsets[-1]),
-        "bytes_per_token": round(size / max(1, total - len(texts)), 4),
+        "bytes_per_token": round(size / max(1, total - marks.count * len(texts)), 4),
         "p50_tokens": int(np.quantile(lengths, 0.5)),
         "p95_tokens": int(np.quantile(lengths, 0.95)),
         "truncated": int((seen < lengths).sum()),

@@ -2,30 +2,35 @@
 
 A pre-norm Transformer: RMSNorm, rotary positions, grouped-query attention,
 optional QK-norm, SwiGLU or GELU, bidirectional or causal by configuration.
-Attention never crosses documents, however many a row holds.
+Attention never crosses documents, however many a row holds. What else the configuration
+allows (LayerNorm, norms after the addition, biases, learnt positions, windows) is there for
+the checkpoints of others, see :mod:`danlu.model.hf`.
 Shape suffixes: see :mod:`danlu.batch`.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.batch import ValueKind
-from danlu.model import fast
-from danlu.model.fast import ACTIVATIONS, Layout
+from danlu.model import fast, rotary
+from danlu.model.block import Block, PostNormBlock, RMSNorm, Unnormed, norm_of
+from danlu.model.fast import ACTIVATIONS, GATED, Layout
 from danlu.model.values import Intake, SeveralValues, Values, matrices, placed
+
+__all__ = ["BRANCHES", "SPLIT", "Backbone", "BackboneConfig", "Inputs", "RMSNorm", "values_of"]
 
 SPLIT = {
     "q_proj.weight": 0, "k_proj.weight": 0, "v_proj.weight": 0, "o_proj.weight": 1,
     "gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1,
 }  # fmt: skip
-"""How a layer may be divided among processes: the dimension that each matrix is cut along, so
-that heads and hidden units stay whole."""
+"""How a layer without biases may be divided among processes: the dimension that each matrix is
+cut along, so that heads and hidden units stay whole."""
 BRANCHES = ("attention", "feed_forward")
 """The parts of a layer whose outputs are then sums over processes."""
 
@@ -41,8 +46,8 @@ class BackboneConfig:
     num_layers, dim, num_heads, num_kv_heads, head_dim, hidden_dim : int
         Sizes, all positive; `num_heads` is a multiple of `num_kv_heads`.
     activation : str
-        The feed-forward layer: ``swiglu``, gated SiLU (Shazeer, 2020), or plain with one of
-        :data:`danlu.model.ops.ACTIVATIONS`.
+        The feed-forward layer: gated (``swiglu``, ``geglu``: Shazeer, 2020), or plain with one
+        of :data:`danlu.model.ops.ACTIVATIONS`.
     causal : bool
         Whether a position sees only what stands before it.
     qk_norm : bool
@@ -58,6 +63,26 @@ class BackboneConfig:
     value_kinds : tuple of ValueKind
         Where they are of several kinds, in the order of their ids: `value_dims` is then the
         most that one has, and `value_ids` all of them.
+    norm : {"rms", "layer"}
+        RMSNorm, or LayerNorm (Ba et al., 2016), the latter with `norm_bias` or without.
+    norm_place : {"pre", "post"}
+        Before each branch, and once more at the end; or after each addition, as in Vaswani
+        et al., 2017.
+    embedding_norm : bool
+        Whether the embeddings are normed; with ``pre`` the first attention is then not.
+    qkv_bias, output_bias, hidden_bias, head_bias : bool
+        Whether there are biases: of queries, keys and values; of the attention's output; of the
+        feed-forward layer; of the dense layer of a head that fills in.
+    num_positions, first_position : int
+        Rows of a table of learnt positions, and the row of a document's beginning; 0 rows for
+        rotary positions.
+    num_types : int
+        Kinds of segments that positions may be of; 0 where they are not told apart.
+    rope_scaling : Scaling, optional
+        See :class:`danlu.model.rotary.Scaling`; not of local layers.
+    window, local_layers, local_rope_theta
+        The layers, counted from 0, in which a position sees no further than `window`, and the
+        base of their rotary wavelengths.
     """
 
     vocab_size: int
@@ -78,8 +103,27 @@ class BackboneConfig:
     value_ids: int = 0
     shared_values: bool = True
     value_kinds: tuple[ValueKind, ...] = ()
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
+    norm_place: Literal["pre", "post"] = "pre"
+    embedding_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    hidden_bias: bool = False
+    head_bias: bool = False
+    num_positions: int = 0
+    first_position: int = 0
+    num_types: int = 0
+    rope_scaling: rotary.Scaling | None = None
+    window: int = 0
+    local_layers: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
 
     def __post_init__(self) -> None:
+        scaling: Any = self.rope_scaling
+        if isinstance(scaling, dict):  # JSON has neither classes nor tuples
+            object.__setattr__(self, "rope_scaling", rotary.Scaling(**scaling))
+        object.__setattr__(self, "local_layers", tuple(self.local_layers))
         kinds = tuple(ValueKind(*kind) for kind in self.value_kinds)  # JSON has lists
         object.__setattr__(self, "value_kinds", kinds)
         if kinds and self.value_ids != sum(kind.num_ids for kind in kinds):
@@ -94,9 +138,13 @@ class BackboneConfig:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
             )
-        if self.activation != "swiglu" and self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be swiglu or one of {', '.join(ACTIVATIONS)}")
-        if self.head_dim % 2:
+        if self.activation not in GATED and self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join([*GATED, *ACTIVATIONS])}")
+        if self.norm not in ("rms", "layer") or self.norm_place not in ("pre", "post"):
+            raise ValueError("norm must be rms or layer, norm_place pre or post")
+        if bool(self.window) != bool(self.local_layers) or self.window < 0:
+            raise ValueError("a window is for local_layers, and they need one")
+        if self.head_dim % 2 and not self.num_positions:
             raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,105 +180,6 @@ def values_of(config: Any, *, out: bool = False) -> Values | SeveralValues | Non
     return matrices(kinds, config.dim, config.vocab_size - config.value_ids, out=out)
 
 
-class RMSNorm(nn.Module):
-    """:func:`danlu.model.ops.rms_norm` with a learnt scale that starts at one."""
-
-    def __init__(self, dim: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fast.rms_norm(x, self.weight, self.epsilon)
-
-    def add(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the sum and its norm; see :func:`danlu.model.ops.add_rms_norm`."""
-        return fast.add_rms_norm(x, delta, self.weight, self.epsilon)
-
-
-class Attention(nn.Module):
-    """Self-attention with rotary positions and grouped key/value heads."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.config = config
-        queries = config.num_heads * config.head_dim
-        keys = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, queries, bias=False)
-        self.k_proj = nn.Linear(config.dim, keys, bias=False)
-        self.v_proj = nn.Linear(config.dim, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.dim, bias=False)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-
-    def forward(self, x_BTD: Tensor, cos_BTG: Tensor, sin_BTG: Tensor, layout: Layout) -> Tensor:
-        config = self.config
-        joint = fast.linear(x_BTD, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        heads = joint.view(*joint.shape[:2], -1, config.head_dim)
-        # Counted by what is there: of a divided layer, a process holds some of the heads.
-        num_groups = heads.shape[2] // (config.num_heads // config.num_kv_heads + 2)
-        num_queries = heads.shape[2] - 2 * num_groups
-        each = [num_queries, num_groups, num_groups]
-        q_BTAH, k_BTKH, v_BTKH = torch.split(heads, each, dim=2)
-        if config.qk_norm:
-            q_BTAH, k_BTKH = self.q_norm(q_BTAH), self.k_norm(k_BTKH)
-        out_BTAH = fast.attention(q_BTAH, k_BTKH, v_BTKH, cos_BTG, sin_BTG, layout)
-        out: Tensor = self.o_proj(out_BTAH.flatten(-2))
-        return out
-
-
-class FeedForward(nn.Module):
-    """SwiGLU, ``down(silu(gate(x)) * up(x))``, or ``down(activation(up(x)))``."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.gated = config.activation == "swiglu"
-        self.activation = fast.swiglu if self.gated else ACTIVATIONS[config.activation]
-        if self.gated:
-            self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gated:
-            gate_up = fast.linear(x_BTD, self.gate_proj.weight, self.up_proj.weight)
-            hidden_BTF = self.activation(gate_up)
-        else:
-            hidden_BTF = self.activation(self.up_proj(x_BTD))
-        out: Tensor = self.down_proj(hidden_BTF)
-        return out
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before and added after.
-
-    The addition of a branch is left to the norm that follows, which reads the sum
-    anyway; a block hands on the residual stream and the branch not yet added.
-    """
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_epsilon)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(config.dim, config.norm_epsilon)
-        self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        delta_BTD: Tensor | None,
-        cos_BTG: Tensor,
-        sin_BTG: Tensor,
-        layout: Layout,
-    ) -> tuple[Tensor, Tensor]:
-        x_BTD, normed_BTD = self.attention_norm.add(x_BTD, delta_BTD)
-        delta_BTD = self.dropout(self.attention(normed_BTD, cos_BTG, sin_BTG, layout))
-        x_BTD, normed_BTD = self.feed_forward_norm.add(x_BTD, delta_BTD)
-        return x_BTD, self.dropout(self.feed_forward(normed_BTD))
-
-
 class Backbone(Inputs):
     """Ids and values in, one hidden vector for every position out.
 
@@ -256,8 +205,16 @@ class Backbone(Inputs):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.values = values_of(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim, config.norm_epsilon)
+        if config.num_positions:
+            self.position_embedding = nn.Embedding(config.num_positions, config.dim)
+        if config.num_types:
+            self.type_embedding = nn.Embedding(config.num_types, config.dim)
+        if config.embedding_norm:
+            self.embedding_norm = norm_of(config)
+        post = config.norm_place == "post"
+        block = PostNormBlock if post else Block
+        self.layers = nn.ModuleList(block(config, n) for n in range(config.num_layers))
+        self.norm = Unnormed() if post else norm_of(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -274,6 +231,10 @@ class Backbone(Inputs):
                 if name.endswith(("o_proj", "down_proj")):
                     std /= (2 * self.config.num_layers) ** 0.5
                 nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding) and module is not self.embedding:
+                nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.embedding.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, Values):
@@ -290,25 +251,73 @@ class Backbone(Inputs):
     ) -> Tensor:
         """Return hidden_BTD, shape (B, T, D), normed."""
         config = self.config
-        cos_BTG, sin_BTG = fast.rotary_table(position_BT, config.head_dim, config.rope_theta)
         layout = Layout.of(document_BT, config.causal)
-        x_BTD: Tensor = self.dropout(self.embed(ids_BT, values_UK, slots_U))
+        everywhere = (*self._tables(position_BT, document_BT), layout)
+        nearby = everywhere
+        if config.local_layers:
+            nearby = (*self._tables(position_BT, document_BT, True), layout.within(config.window))
+        x_BTD = self.embed(ids_BT, values_UK, slots_U)
+        x_BTD = self.dropout(self._placed(x_BTD, position_BT))
         delta_BTD: Tensor | None = None
         for layer in self.layers:
+            seen = nearby if layer.local else everywhere
             if self.checkpoint and torch.is_grad_enabled():
-                x_BTD, delta_BTD = checkpoint(
-                    layer, x_BTD, delta_BTD, cos_BTG, sin_BTG, layout, use_reentrant=False
-                )
+                x_BTD, delta_BTD = checkpoint(layer, x_BTD, delta_BTD, *seen, use_reentrant=False)
             else:
-                x_BTD, delta_BTD = layer(x_BTD, delta_BTD, cos_BTG, sin_BTG, layout)
+                x_BTD, delta_BTD = layer(x_BTD, delta_BTD, *seen)
         _, hidden_BTD = self.norm.add(x_BTD, delta_BTD)
         return hidden_BTD
+
+    def _tables(
+        self, position_BT: Tensor, document_BT: Tensor, local: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return cosines and sines, if positions are rotary."""
+        config = self.config
+        if config.num_positions:
+            return None, None
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if local and config.local_rope_theta is not None:
+            theta, scaling = config.local_rope_theta, None
+        return rotary.tables(position_BT, document_BT, config.head_dim, theta, scaling)
+
+    def _placed(self, x_BTD: Tensor, position_BT: Tensor) -> Tensor:
+        """Add what is learnt of positions and of the first type, and norm the sum."""
+        config = self.config
+        if config.num_types:
+            x_BTD = x_BTD + self.type_embedding.weight[0]
+        if config.num_positions:
+            x_BTD = x_BTD + self.position_embedding(position_BT + config.first_position)
+        return self.embedding_norm(x_BTD) if config.embedding_norm else x_BTD
+
+    def without_kernels(self, longest: int) -> list[str]:
+        """Return what of it the fast kernels do not take, for documents of up to `longest`."""
+        config = self.config
+        widths = {"dim": config.dim, "head_dim": config.head_dim, "hidden_dim": config.hidden_dim}
+        plain = [f"{name} {width}" for name, width in widths.items() if not fast.takes(width)]
+        if config.norm == "layer":
+            plain.append("LayerNorm")
+        if config.activation not in ("swiglu", "geglu", "gelu"):
+            plain.append(config.activation)
+        if config.local_layers and longest > config.window + 1:
+            plain.append(f"attention within {config.window} positions")
+        return plain
 
     def multiply_adds(self, document_BT: Tensor) -> int:
         """Return those of a forward pass, see :func:`danlu.model.flops.useful`."""
         config = self.config
         layers = sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
         length_S = Layout.of(document_BT, config.causal).length_S
-        pairs = int((length_S * (length_S + 1) // 2 if config.causal else length_S**2).sum())
-        seen = 2 * pairs * config.num_layers * config.num_heads * config.head_dim
-        return layers * int(length_S.sum()) + seen
+        local = len(config.local_layers)
+        pairs = (config.num_layers - local) * self._pairs(length_S, 0)
+        pairs += local * self._pairs(length_S, config.window)
+        return layers * int(length_S.sum()) + 2 * pairs * config.num_heads * config.head_dim
+
+    def _pairs(self, length_S: Tensor, window: int) -> int:
+        """Return how many pairs of positions may see each other."""
+        far_S = length_S - 1
+        far_S = far_S.clamp(max=window) if window else far_S
+        if self.config.causal:
+            each_S = (far_S + 1) * (far_S + 2) // 2 + (length_S - far_S - 1) * (far_S + 1)
+        else:
+            each_S = length_S * (2 * far_S + 1) - far_S * (far_S + 1)
+        return int(each_S.sum())

@@ -19,8 +19,8 @@ from danlu.model import native, ops
 from danlu.model.ops import Layout, linear, rms_norm, rotary_table
 
 __all__ = [
-    "ACTIVATIONS", "Layout", "add_rms_norm", "attention", "cross_entropy", "gelu", "linear",
-    "orthogonalize", "rms_norm", "rotary_table", "swiglu",
+    "ACTIVATIONS", "GATED", "Layout", "add_rms_norm", "attention", "cross_entropy", "geglu", "gelu",
+    "linear", "orthogonalize", "rms_norm", "rotary_table", "swiglu",
 ]  # fmt: skip
 
 _STEP = 16  # the kernels take widths in multiples of this
@@ -59,21 +59,29 @@ def gelu(x: Tensor) -> Tensor:
     return out
 
 
+def geglu(gate_up: Tensor) -> Tensor:
+    """See :func:`danlu.model.ops.geglu`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gelu(gate) * up
+
+
 ACTIVATIONS = {**ops.ACTIVATIONS, "gelu": gelu}
 """See :data:`danlu.model.ops.ACTIVATIONS`."""
+GATED = {"swiglu": swiglu, "geglu": geglu}
+"""See :data:`danlu.model.ops.GATED`."""
 
 
 def attention(
     q_BTAH: Tensor,
     k_BTKH: Tensor,
     v_BTKH: Tensor,
-    cos_BTG: Tensor,
-    sin_BTG: Tensor,
+    cos_BTG: Tensor | None,
+    sin_BTG: Tensor | None,
     layout: Layout,
 ) -> Tensor:
-    """See :func:`danlu.model.ops.attention`; document by document, without a mask."""
+    """See :func:`danlu.model.ops.attention`; document by document, without a mask or a window."""
     width, alike = q_BTAH.shape[-1], q_BTAH.dtype == k_BTKH.dtype == v_BTKH.dtype
-    if not (_fits(q_BTAH, width) and alike and width <= _WIDEST_HEAD):
+    if layout.window or not (_fits(q_BTAH, width) and alike and width <= _WIDEST_HEAD):
         return ops.attention(q_BTAH, k_BTKH, v_BTKH, cos_BTG, sin_BTG, layout)
     given = q_BTAH.dtype
     if given == torch.bfloat16 and not native.multiplies_bfloat16():
@@ -126,6 +134,11 @@ def orthogonalize(x_SMN: Tensor) -> Tensor:
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
+def takes(width: int) -> bool:
+    """Whether the kernels take rows of so many numbers."""
+    return width % _STEP == 0
+
+
 def _apply(function: Any, *arguments: Any) -> Any:
     return function.apply(*arguments)  # torch leaves it without types
 
@@ -134,7 +147,7 @@ def _fits(x: Tensor, width: int) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in _TYPES
-        and width % _STEP == 0
+        and takes(width)
         and native.library() is not None
     )
 
@@ -263,10 +276,17 @@ class _GELU(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layout: Layout
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        layout: Layout,
     ) -> Tensor:
         q, k, v = (_by_token(x) for x in (q, k, v))
-        cos, sin = (x.expand(*q.shape[:2], -1).contiguous() for x in (cos, sin))
+        if cos is not None and sin is not None:  # without them the kernel rotates nothing
+            cos, sin = (x.expand(*q.shape[:2], -1).contiguous() for x in (cos, sin))
         out = q.new_zeros(q.shape)  # padding, which is in no document, stays zero
         lse_BTA = q.new_empty(q.shape[:3], dtype=torch.float32)
         _call(

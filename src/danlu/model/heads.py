@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from danlu.batch import PADDING, Batch
 from danlu.model import fast
 from danlu.model.backbone import Backbone, BackboneConfig, RMSNorm, values_of
+from danlu.model.block import norm_of
 from danlu.model.classic import Classic, ClassicConfig
 from danlu.model.initialise import Initialiser, initialise
 from danlu.model.outlook import ForecastHead, RebuildHead
@@ -121,9 +122,14 @@ class TokenHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bias: nn.Parameter | None = None
         if transform:
-            dense = nn.Linear(config.dim, config.dim, bias=False)
+            biased = isinstance(config, BackboneConfig) and config.head_bias
+            norm: nn.Module = RMSNorm(config.dim, config.norm_epsilon)
+            if isinstance(config, BackboneConfig):
+                norm = norm_of(config)
+            dense = nn.Linear(config.dim, config.dim, bias=biased)
             nn.init.normal_(dense.weight, std=config.dim**-0.5)
-            norm = RMSNorm(config.dim, config.norm_epsilon)
+            if biased:
+                nn.init.zeros_(dense.bias)
             self.transform = nn.Sequential(dense, nn.GELU(), norm)
         if transform or bias:
             self.bias = nn.Parameter(torch.zeros(config.vocab_size))

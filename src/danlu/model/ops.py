@@ -6,9 +6,10 @@ forms of the same names. Shape suffixes: see :mod:`danlu.batch`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +53,14 @@ def add_rms_norm(
     return total, rms_norm(total, weight_D, epsilon)
 
 
-def linear(x: Tensor, *weights: Tensor) -> Tensor:
+def linear(x: Tensor, *weights: Tensor, biases: Sequence[Tensor] = ()) -> Tensor:
     """Multiply by several matrices at once; their outputs stand side by side.
 
     Parameters
     ----------
     x : Tensor, shape (..., D)
     weights : Tensor, shape (F_i, D) each
+    biases : sequence of Tensor, shape (F_i,) each, optional
 
     Returns
     -------
@@ -67,11 +69,13 @@ def linear(x: Tensor, *weights: Tensor) -> Tensor:
         gradients the outputs are joined, which costs less for a few rows.
     """
     if not torch.is_grad_enabled():
-        return torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
+        each = zip_longest(weights, biases)
+        return torch.cat([F.linear(x, weight, bias) for weight, bias in each], dim=-1)
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    return F.linear(x, torch.cat([weight.to(dtype) for weight in weights]))
+    bias = torch.cat([bias.to(dtype) for bias in biases]) if biases else None
+    return F.linear(x, torch.cat([weight.to(dtype) for weight in weights]), bias)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -81,6 +85,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    """Return ``gelu(gate) * up``, as :func:`swiglu` does with ``silu``."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gelu(gate) * up
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -95,12 +105,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "gelu": gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
 """What bends a layer's output, by name: Nair & Hinton, 2010; Maas et al., 2013 (slope 0.01);
-Hendrycks & Gimpel, 2016; Elfwing et al., 2018."""
+Hendrycks & Gimpel, 2016 (``gelu_tanh`` is their approximation); Elfwing et al., 2018."""
+GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": swiglu, "geglu": geglu}
+"""Feed-forward layers whose one half opens the other, by name."""
 
 
 def rotary_table(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -147,11 +160,14 @@ class Layout:
         end, and its length; the longest documents first. Padding is in none.
     causal : bool
         Whether a position may only see itself and what stands before it.
+    window : int
+        How far a position sees, at most; 0 for all of its document.
     """
 
     first_S: Tensor
     length_S: Tensor
     causal: bool
+    window: int = 0
 
     @classmethod
     def of(cls, document_BT: Tensor, causal: bool) -> Layout:
@@ -163,6 +179,11 @@ class Layout:
         real = document_BT.reshape(-1)[first] != PADDING
         length_S, order = (end - first)[real].sort(descending=True, stable=True)
         return cls(first[real][order], length_S, causal)
+
+    def within(self, window: int) -> Layout:
+        """Return the layout of a layer that sees so far; itself where all documents are short."""
+        longest = int(self.length_S[0]) if len(self.length_S) else 0
+        return self if not window or longest <= window + 1 else replace(self, window=window)
 
     @cached_property
     def side_by_side(self) -> list[tuple[Tensor, Tensor]]:
@@ -197,8 +218,8 @@ def attention(
     q_BTAH: Tensor,
     k_BTKH: Tensor,
     v_BTKH: Tensor,
-    cos_BTG: Tensor,
-    sin_BTG: Tensor,
+    cos_BTG: Tensor | None,
+    sin_BTG: Tensor | None,
     layout: Layout,
 ) -> Tensor:
     """Scaled dot-product attention inside each document, with rotary positions.
@@ -210,8 +231,8 @@ def attention(
     ----------
     q_BTAH, k_BTKH, v_BTKH : Tensor
         Before rotation.
-    cos_BTG, sin_BTG : Tensor
-        See :func:`rotary_table`.
+    cos_BTG, sin_BTG : Tensor, optional
+        See :func:`rotary_table`; without them nothing is rotated.
     layout : Layout
         Attention never crosses the documents that it names.
 
@@ -232,13 +253,18 @@ def attention(
     with torch.autocast(q_BTAH.device.type, enabled=False):
         if in_float32:
             q_BTAH, k_BTKH, v_BTKH = q_BTAH.float(), k_BTKH.float(), v_BTKH.float()
-        q_NAH, k_NKH = (rotate(x, cos_BTG, sin_BTG).flatten(0, 1) for x in (q_BTAH, k_BTKH))
+        if cos_BTG is not None and sin_BTG is not None:
+            q_BTAH, k_BTKH = (rotate(x, cos_BTG, sin_BTG) for x in (q_BTAH, k_BTKH))
+        q_NAH, k_NKH = q_BTAH.flatten(0, 1), k_BTKH.flatten(0, 1)
         v_NKH = v_BTKH.flatten(0, 1)
         out_NAH = torch.zeros_like(q_NAH)
         for token_SL, inside_SL in layout.side_by_side:
             mask = inside_SL[:, None, None, :]
             if layout.causal:
                 mask = mask & torch.ones_like(mask[0, 0].expand(mask.shape[-1], -1)).tril()
+            if layout.window:
+                place_L = torch.arange(mask.shape[-1], device=mask.device)
+                mask = mask & ((place_L[:, None] - place_L).abs() <= layout.window)
             q, k, v = (x[token_SL].transpose(1, 2) for x in (q_NAH, k_NKH, v_NKH))
             grouped = q.shape[1] != k.shape[1]
             answer_SALH = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)

@@ -146,6 +146,12 @@ def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
     return section
 
 
+_STARTED = (
+    768,
+    12,
+)  # the width and depth that a step's parts are reckoned for, unknown as they are
+
+
 def num_parts(tokens: int, row: int, width: int, depth: int) -> int:
     """Return in how many parts a step is computed by default.
 
@@ -193,57 +199,46 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         derived.update({f"{path}.{key}": rules[key][1] for key in found})
         return section.model_copy(update=found)
 
-    model = derive(recipe.model, "model", width=(64 * recipe.model.depth, "64 × depth"))
-    uses, classic = USES[model.backbone], model.backbone != "transformer"
-    gated = model.activation in (None, "swiglu")
-    heads = model.heads or max(1, model.width // model.head_dim)
-    factor, words = (8 / 3, "8/3") if gated else (4, "4")
-    hidden = (_round_up(model.width * factor, 64), f"{words} × width, in steps of 64")
-    rules = {
-        "heads": (heads, "width / head_dim"),
-        "kv_heads": (heads, "as many as heads"),
-        "hidden": (model.width, "width") if classic else hidden,
-        "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
-        "norm": (_usual_norm(recipe), "none of an MLP, batch of a CNN over images, rms otherwise"),
-        "causal": (
-            recipe.pretrain.objective == "causal" or recipe.data.task == "rank",
-            "true for a causal objective and for task 'rank'",
-        ),
-    }
-    model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
-    if not classic and model.heads % model.kv_heads:
-        raise RecipeError(
-            [("model.kv_heads", f"must divide heads ({model.heads}), {model.kv_heads} does not")],
-            recipe.name,
-        )
+    started = bool(recipe.model.start)
+    model = recipe.model if started else _fill_model(recipe, derive)
     updates["model"] = model
-    narrow = (256 / model.width) ** 0.5
-    width, row = model.width, recipe.tokenizer.max_length
+    width, depth = _STARTED if started else (model.width or 1, model.depth)
+    narrow, row = (256 / width) ** 0.5, recipe.tokenizer.max_length
     tokens = step_tokens(recipe)
 
     def training(stage: str) -> Any:
-        section = getattr(recipe, stage)
-        if model.backbone in WITHOUT_MATRICES and "optimizer" not in section.model_fields_set:
-            derived[f"{stage}.optimizer"] = "the layers have no matrices for muon"
-            section = section.model_copy(update={"optimizer": "adamw"})
-        return section
+        section, found = getattr(recipe, stage), {}
+        if model.backbone in WITHOUT_MATRICES:
+            found["optimizer"] = ("adamw", "the layers have no matrices for muon")
+        if started:
+            found["optimizer"] = ("adamw", "as open checkpoints were trained")
+            if stage == "pretrain" and recipe.data.task != "pretrain":
+                found["objective"] = ("none", "the checkpoint is pre-trained already")
+        found = {k: rule for k, rule in found.items() if k not in section.model_fields_set}
+        derived.update({f"{stage}.{key}": rule for key, (_, rule) in found.items()})
+        return section.model_copy(update={key: value for key, (value, _) in found.items()})
+
+    def rate(scratch: float, words: str) -> tuple[float, str]:
+        if started:
+            return 1e-4, "1e-4 from a checkpoint"
+        return float(f"{scratch * narrow:.3g}"), f"{words} × sqrt(256 / width)"
 
     updates["pretrain"] = derive(
         training("pretrain"),
         "pretrain",
         batch_tokens=(tokens, "4,096 tokens, or one row if that is longer"),
         accumulate=(
-            num_parts(tokens, row, width, model.depth),
+            num_parts(tokens, row, width, depth),
             "parts whose activations take about 100 MB, at least a row each",
         ),
-        learning_rate=(float(f"{3e-3 * narrow:.3g}"), "3e-3 × sqrt(256 / width)"),
+        learning_rate=rate(3e-3, "3e-3"),
     )
     updates["finetune"] = derive(
         training("finetune"),
         "finetune",
         batch_size=(32, "32 documents"),
         accumulate=(1, "all documents of a step at once"),
-        learning_rate=(float(f"{7e-4 * narrow:.3g}"), "7e-4 × sqrt(256 / width)"),
+        learning_rate=rate(7e-4, "7e-4"),
         loss=(
             _usual_loss(recipe),
             "the task's usual one; quantile where quantiles are given",
@@ -268,6 +263,34 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     if problems := of_launch(filled):
         raise RecipeError(problems, recipe.name)
     return filled, derived
+
+
+def _fill_model(recipe: Recipe, derive: Any) -> Any:
+    """Return the model's section with its sizes worked out from the dial."""
+    model = derive(recipe.model, "model", width=(64 * recipe.model.depth, "64 × depth"))
+    uses, classic = USES[model.backbone], model.backbone != "transformer"
+    gated = model.activation in (None, "swiglu")
+    heads = model.heads or max(1, model.width // model.head_dim)
+    factor, words = (8 / 3, "8/3") if gated else (4, "4")
+    hidden = (_round_up(model.width * factor, 64), f"{words} × width, in steps of 64")
+    rules = {
+        "heads": (heads, "width / head_dim"),
+        "kv_heads": (heads, "as many as heads"),
+        "hidden": (model.width, "width") if classic else hidden,
+        "activation": ("relu", "of a CNN or an MLP") if classic else ("swiglu", "of a Transformer"),
+        "norm": (_usual_norm(recipe), "none of an MLP, batch of a CNN over images, rms otherwise"),
+        "causal": (
+            recipe.pretrain.objective == "causal" or recipe.data.task == "rank",
+            "true for a causal objective and for task 'rank'",
+        ),
+    }
+    model = derive(model, "model", **{key: rule for key, rule in rules.items() if key in uses})
+    if not classic and model.heads % model.kv_heads:
+        raise RecipeError(
+            [("model.kv_heads", f"must divide heads ({model.heads}), {model.kv_heads} does not")],
+            recipe.name,
+        )
+    return model
 
 
 def _usual_norm(recipe: Recipe) -> str:
@@ -333,7 +356,9 @@ def _resolve(recipe: Recipe, base: Path) -> Recipe:
 
     sources = tuple(resolved(source) for source in recipe.data.sources)
     data = recipe.data.model_copy(update={"sources": sources})
-    return recipe.model_copy(update={"data": data})
+    start = recipe.model.start and absolute(recipe.model.start)
+    model = recipe.model.model_copy(update={"start": start})
+    return recipe.model_copy(update={"data": data, "model": model})
 
 
 def dump(recipe: Recipe) -> str:

@@ -56,6 +56,9 @@ def of_launch(recipe: Recipe) -> list[tuple[str, str]]:
             problems.append(
                 ("launch.tensor", f"a backbone of kind {model.backbone!r} is not divided")
             )
+        if model.start:
+            text = "layers of a checkpoint may have biases, which are not divided; use shard"
+            problems.append(("launch.tensor", text))
         for name in ("heads", "kv_heads", "hidden"):
             size = getattr(model, name)
             if size and size % launch.tensor:

@@ -256,10 +256,28 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
-    problems += of_series(recipe) + of_events(recipe)
+    problems += _from_a_checkpoint(recipe) + of_series(recipe) + of_events(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
+
+
+def _from_a_checkpoint(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return what a recipe says that the checkpoint it begins from has settled."""
+    if not recipe.model.start:
+        return []
+    if recipe.data.modality != "text":
+        return [("model.start", "a checkpoint to begin from reads texts")]
+    settled = {
+        "model": set(type(recipe.model).model_fields) - {"start", "causal"},
+        "tokenizer": {"vocab_size"},
+    }
+    return [
+        (f"{name}.{key}", "is the checkpoint's own where model.start is given")
+        for name, keys in settled.items()
+        for key in sorted(keys)
+        if getattr(section := getattr(recipe, name), key) != type(section).model_fields[key].default
+    ]
 
 
 def _in_source(source: Source) -> list[tuple[str, str]]:

@@ -266,6 +266,12 @@ class Table(Section):
 class Model(Section):
     """The backbone. `depth` is the size dial; the rest derives from it."""
 
+    start: str = ""
+    """A checkpoint of an open family to begin from, in the layout of Hugging Face, or a Llama's
+    GGUF file: a path, or `package:NAME/PATH` inside an installed package. Its shape and its
+    tokenizer are taken as they are, and the other keys of this section have no meaning. None if
+    empty."""
+
     backbone: Literal["transformer", "lstm", "gru", "cnn", "mlp", "linear"] = "transformer"
     """The kind of network. Of a text, `linear` is a bag of tokens, weighted by attention; of
     numbers, a linear model. `mlp` and `linear` take a table's row as one vector."""

@@ -120,6 +120,14 @@ def write(recipe: Recipe, artifacts: list[Artifact], folder: Path) -> None:
     write_json(folder / "summary.json", summary)
 
 
+def _origin(recipe: Recipe, start: Artifact | None) -> str:
+    """Return what a model that was not drawn at random began from."""
+    if start is None:
+        return ""
+    family, digest = start.json("config.json")["family"], start.manifest["inputs"]["checkpoint"]
+    return f", begun from the {family} checkpoint {recipe.model.start} (SHA-256 {digest[:16]}…)"
+
+
 def _strongest(recipe: Recipe, rows: list[Metric]) -> str | None:
     """Return the baseline that does best on the headline metric."""
     metric = headline_metric(recipe)
@@ -286,7 +294,7 @@ def _facts(
         "mistakes": by_name["evaluate"].json("mistakes.json"),
         "baselines": baselines,
         "config": (config := trained.json("config.json")),
-        "network": network(config["backbone"]),
+        "network": network(config["backbone"]) + _origin(recipe, by_name.get("start")),
         "loss_note": _loss_note(recipe),
         "profile": by_name["profile"].json("profile.json") if "profile" in by_name else {},
         "fairness": _fairness(by_name["audit"], rows) if "audit" in by_name else {},
