@@ -166,15 +166,21 @@ def run(
 ) -> None:
     """Run a recipe from raw data to a released model with its report."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the tracer's messages are not for users
-    from danlu import pipeline
+    from danlu import launch, pipeline
     from danlu import recipe as recipes
     from danlu.log import Screen
 
+    if launch.under_torchrun():
+        overrides = [*(overrides or []), f"launch.processes={launch.world_size()}"]
+        if not launch.leads():
+            launch.follow()
+            return
     filled, derived = recipes.load(recipe, overrides)
     screen = Screen(quiet=as_json or quiet)
     for path, rule in derived.items():
         screen.say(f"[dim]{path} = {_at(filled, path)}  ({rule})[/]")
     result = pipeline.run(filled, out or Path("runs") / filled.name, screen, profile, fetch)
+    launch.dismiss()
     if as_json:
         _print_json({
             "run": str(result.folder), "headline": result.headline, "released": result.released,

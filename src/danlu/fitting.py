@@ -18,12 +18,13 @@ from danlu.data import kinds, text
 from danlu.data.load import DocumentLoader, PackedLoader, in_order
 from danlu.data.privacy import KINDS
 from danlu.errors import DataError
-from danlu.interrupt import Interruption
 from danlu.journal import journal
 from danlu.lesson import Judge, Lesson
 from danlu.log import Events, Screen
 from danlu.model import flops, heads, native
-from danlu.model.backbone import Backbone
+from danlu.model.backbone import BRANCHES, SPLIT, Backbone
+from danlu.parallel.mesh import ALONE, Mesh
+from danlu.parallel.shard import divide, whole
 from danlu.recipe import Recipe
 from danlu.recipe.training import Training
 from danlu.stages import (
@@ -189,9 +190,10 @@ def fit(
     recipe: Recipe,
     paths: dict[str, Path],
     folder: Path,
-    events: Events,
+    events: Events | None,
     screen: Screen,
-    interruption: Interruption,
+    stopping: Callable[[], bool] = lambda: False,
+    mesh: Mesh = ALONE,
 ) -> None:
     """Train a model, and write its best weights.
 
@@ -205,9 +207,11 @@ def fit(
     folder : Path
         Receives the weights, the configuration, and checkpoints along the way.
     events, screen
-        Where progress is written and shown.
-    interruption : Interruption
+        Where progress is written and shown; nothing is written without `events`.
+    stopping : callable
         Says when to save and leave.
+    mesh : Mesh
+        Where this process stands among those that train; the first of them writes.
     """
     settings: Training = getattr(recipe, stage)
     lesson = STAGES[stage](recipe, paths)
@@ -227,17 +231,17 @@ def fit(
     ran = how_computed(settings, where) | _plainly(recipe, lesson, where)
     screen.say(f"  {', '.join(f'{key} {value}' for key, value in ran.items())}")
     checkpoints = Checkpoints(
-        folder / "checkpoints", settings.keep_checkpoints, lambda line: screen.say(f"  ! {line}")
-    )
+        folder / "checkpoints", settings.keep_checkpoints,
+        lambda line: screen.say(f"  ! {line}"), mesh,
+    )  # fmt: skip
     checkpoints.reserve(_disk_bytes(stage, recipe, model))
     size = room.state_bytes(model, settings) / 1e6
     screen.say(f"  checkpoints of {size:,.1f} MB; as much memory is taken to write them meanwhile")
+    if mesh.devices is not None:
+        divide(model, mesh, SPLIT, BRANCHES)
     log = journal(stage, settings, folder, events, screen, loader)
     log({"event": "begin", "step": 0, **ran})
-    with (
-        screen.progress(num_steps(settings, loader), "steps") as bar,
-        interruption.deferred(),
-    ):
+    with screen.progress(num_steps(settings, loader), "steps") as bar:
         progress = train(
             model,
             lesson.objective,
@@ -249,13 +253,15 @@ def fit(
             checkpoints=checkpoints,
             log=log,
             bar=bar,
-            stopping=lambda: interruption.asked,
+            stopping=stopping,
+            mesh=mesh,
         )
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in unique_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     more = lesson.finish(model) if lesson.finish else {}
-    write_json(folder / CONFIG, _config(recipe, lesson) | more)
-    write_json(folder / COUNTS, {"steps": progress.step, **progress.counts})
+    tensors = {name: whole(t).cpu().contiguous() for name, t in unique_tensors(model).items()}
+    if mesh.first:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, _config(recipe, lesson) | more)
+        write_json(folder / COUNTS, {"steps": progress.step, **progress.counts})
 
 
 def profile(

@@ -19,11 +19,13 @@ def journal(
     stage: str,
     settings: Training,
     folder: Path,
-    events: Events,
+    events: Events | None,
     screen: Screen,
     loader: DocumentLoader | PackedLoader,
 ) -> Callable[[Row], None]:
     """Return what takes a row: to the log, to TensorBoard if asked for, and to the screen."""
+    if events is None:  # of several processes one writes
+        return lambda _: None
     write = _writer(stage, settings, folder, events)
 
     def log(row: Row) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.artifact import Artifact, Store, machine_record, read_json, sync_tree, write_json
 from danlu.errors import CheckFailed, DanluError, InputError, from_machine
 from danlu.interrupt import Interruption
-from danlu.log import Events, Metric, Screen
+from danlu.log import Metric, Screen
 from danlu.recipe import Recipe, dump
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _WIRING = (
     "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "speech_stages.py",
     "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "start.py", "batch.py",
-    "journal.py",
+    "journal.py", "launch.py",
 )  # fmt: skip
 
 
@@ -184,13 +184,6 @@ class _Run:
     def _paths(self) -> dict[str, Path]:
         return {name: artifact.path for name, artifact in self.artifacts.items()}
 
-    def _events(self, folder: Path) -> Events:
-        own, live = folder / "events.jsonl", self.store.root / "events.jsonl"
-        if own.is_file():  # of an attempt that was interrupted
-            with live.open("ab") as file:
-                file.write(own.read_bytes())
-        return Events(own, live)
-
     def start(self) -> None:
         """Read the checkpoint that the recipe begins from, if it names one."""
         if not self.recipe.model.start:
@@ -285,14 +278,16 @@ class _Run:
         }
 
         def make(folder: Path) -> None:
-            from danlu.fitting import fit
+            from danlu.launch import fit
 
-            fit(
-                stage, self.recipe, self._paths(), folder, self._events(folder), self.screen,
-                self.interruption,
-            )  # fmt: skip
+            own, live = folder / "events.jsonl", self.store.root / "events.jsonl"
+            if own.is_file():  # of an attempt that was interrupted
+                with live.open("ab") as file:
+                    file.write(own.read_bytes())
+            logs, stop = [own, live], self.interruption
+            fit(stage, self.recipe, self._paths(), folder, logs, self.screen, stop)
 
-        self._build(stage, section, inputs, ("data", "model", "train"), make)
+        self._build(stage, section, inputs, ("data", "model", "parallel", "train"), make)
 
     def profile(self) -> None:
         """Measure where the time of a training step goes."""
@@ -309,7 +304,7 @@ class _Run:
             profile(self.recipe, self._paths(), folder, stages, self.screen)
 
         inputs = self._keys("data", "tokenizer", "start", *stages)
-        self._build("profile", section, inputs, ("data", "model", "train"), make)
+        self._build("profile", section, inputs, ("data", "model", "parallel", "train"), make)
 
     def baseline(self) -> None:
         """Fit the classical models on the same split."""

@@ -23,7 +23,16 @@ from danlu.model.block import Block, PostNormBlock, RMSNorm, Unnormed, norm_of
 from danlu.model.fast import ACTIVATIONS, GATED, Layout
 from danlu.model.values import Intake, SeveralValues, Values, matrices, placed
 
-__all__ = ["Backbone", "BackboneConfig", "Inputs", "RMSNorm", "values_of"]
+__all__ = ["BRANCHES", "SPLIT", "Backbone", "BackboneConfig", "Inputs", "RMSNorm", "values_of"]
+
+SPLIT = {
+    "q_proj.weight": 0, "k_proj.weight": 0, "v_proj.weight": 0, "o_proj.weight": 1,
+    "gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1,
+}  # fmt: skip
+"""How a layer without biases may be divided among processes: the dimension that each matrix is
+cut along, so that heads and hidden units stay whole."""
+BRANCHES = ("attention", "feed_forward")
+"""The parts of a layer whose outputs are then sums over processes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         config = self.config
         joint = _joint(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        each = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         heads = joint.view(*joint.shape[:2], -1, config.head_dim)
+        # Counted by what is there: of a divided layer, a process holds some of the heads.
+        num_groups = heads.shape[2] // (config.num_heads // config.num_kv_heads + 2)
+        each = [heads.shape[2] - 2 * num_groups, num_groups, num_groups]
         q_BTAH, k_BTKH, v_BTKH = torch.split(heads, each, dim=2)
         if config.qk_norm:
             q_BTAH, k_BTKH = self.q_norm(q_BTAH), self.k_norm(k_BTKH)

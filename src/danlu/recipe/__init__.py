@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from danlu.errors import InputError, RecipeError
 from danlu.recipe import places
 from danlu.recipe.base import Section
+from danlu.recipe.launch import of_launch
 from danlu.recipe.rules import LOSSES, USES, WITHOUT_MATRICES, contradictions, step_tokens
 from danlu.recipe.sections import Recipe, Source
 
@@ -258,7 +259,10 @@ def fill(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         alone = model.backbone != "transformer"
         bins = (0, "none for a row as one vector") if alone else (16, "16 for a Transformer")
         updates["table"] = derive(recipe.table, "table", bins=bins)
-    return recipe.model_copy(update=updates), derived
+    filled = recipe.model_copy(update=updates)
+    if problems := of_launch(filled):
+        raise RecipeError(problems, recipe.name)
+    return filled, derived
 
 
 def _fill_model(recipe: Recipe, derive: Any) -> Any:

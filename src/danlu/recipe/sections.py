@@ -16,6 +16,7 @@ from danlu.recipe.audio import Audio
 from danlu.recipe.base import Count, Fraction, Positive, Section
 from danlu.recipe.events import Events
 from danlu.recipe.image import Image
+from danlu.recipe.launch import Launch
 from danlu.recipe.series import Series
 from danlu.recipe.training import Finetune, Pretrain
 
@@ -378,6 +379,8 @@ class Recipe(Section):
     """Learning from the labels."""
     baseline: Baseline = Baseline()
     """What stands beside."""
+    launch: Launch = Launch()
+    """Processes."""
     evaluate: Evaluate = Evaluate()
     """Measuring."""
     audit: Audit = Audit()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from danlu.parallel.shard import plain_name
+
 PREFIX = "average."
 
 
@@ -35,7 +37,7 @@ class Average:
         self.decay = decay
         named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         named |= {n: b for n, b in model.named_buffers() if b.is_floating_point()}
-        self._names, self._parameters = list(named), list(named.values())
+        self._names, self._parameters = [plain_name(n) for n in named], list(named.values())
         self._values = [p.detach().clone() for p in self._parameters] if decay else []
 
     @torch.no_grad()

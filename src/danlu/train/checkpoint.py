@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from danlu.artifact import read_json
 from danlu.errors import DivergedError, MachineError, from_machine
+from danlu.parallel.mesh import ALONE, Mesh
+from danlu.parallel.shard import own, plain_name, with_own
 from danlu.train import durable
 from danlu.train.average import PREFIX as AVERAGE
 from danlu.train.average import Average
+from danlu.train.durable import Like
 from danlu.train.machine import free_memory
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -34,12 +37,12 @@ def pack(
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in unique_tensors(model).items()}
     groups = []
     for number, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
+        state, names = optimizer.state_dict(), _names(model, optimizer)
         groups.append(state["param_groups"])
         for index, slots in state["state"].items():
             for slot, value in slots.items():
                 if value is not None:
-                    key = f"{_OPTIMIZER}{number}.{index}.{slot}"
+                    key = f"{_OPTIMIZER}{number}.{names[index]}.{slot}"
                     tensors[key] = value if isinstance(value, Tensor) else torch.tensor(value)
     return {key: tensor.detach() for key, tensor in tensors.items()}, groups
 
@@ -57,7 +60,27 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return a model's tensors under all their names, as the very objects that it holds."""
-    return list(model.state_dict(keep_vars=True).items())
+    return [(plain_name(name), t) for name, t in model.state_dict(keep_vars=True).items()]
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the parameters in an optimiser's order, which dividing may change."""
+    names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def template(model: nn.Module) -> Like:
+    """Return what says of each tensor of a state how it is held: as a tensor of the model."""
+    held = unique_tensors(model)
+
+    def like(key: str, shape: tuple[int, ...]) -> Tensor | None:
+        name = key.removeprefix(_MODEL).removeprefix(AVERAGE)
+        if key.startswith(_OPTIMIZER):
+            name = key.removeprefix(_OPTIMIZER).partition(".")[2].rpartition(".")[0]
+        found = held.get(name)
+        return found if found is not None and tuple(found.shape) == shape else None
+
+    return like
 
 
 def unpack(
@@ -72,13 +95,15 @@ def unpack(
     for name, tensor in _named(model):
         if name not in weights and id(tensor) in stored:  # another name of a tied tensor
             weights[name] = weights[stored[id(tensor)]]
-    model.load_state_dict(weights)
+    own_names = {plain_name(name): name for name in model.state_dict(keep_vars=True)}
+    model.load_state_dict({own_names.get(name, name): t for name, t in weights.items()})
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
+        names = _names(model, optimizer)
         for key, tensor in tensors.items():
-            if key.startswith(f"{_OPTIMIZER}{number}."):
-                index, slot = key.split(".", 3)[2:]
-                state.setdefault(int(index), {})[slot] = tensor
+            if key.startswith(own_part := f"{_OPTIMIZER}{number}."):
+                name, _, slot = key.removeprefix(own_part).rpartition(".")
+                state.setdefault(names.index(name), {})[slot] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": groups[number]})
 
 
@@ -97,7 +122,8 @@ def check_finite(tensors: dict[str, Tensor]) -> None:
         If a weight is no number.
     """
     for key, tensor in tensors.items():
-        if key.startswith(_MODEL) and tensor.is_floating_point() and not tensor.isfinite().all():
+        here = own(tensor)
+        if key.startswith(_MODEL) and here.is_floating_point() and not here.isfinite().all():
             raise DivergedError(
                 f"the weights are no longer finite ({key.removeprefix(_MODEL)}) and are not saved",
                 where="training",
@@ -123,12 +149,18 @@ class Checkpoints:
         How many of the latest are kept, beside their best.
     say : callable
         Told of a damaged checkpoint that is passed over.
+    mesh : Mesh
+        The processes that save and read together.
     """
 
     def __init__(
-        self, folder: Path, keep: int, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        keep: int,
+        say: Callable[[str], None] = lambda _: None,
+        mesh: Mesh = ALONE,
     ) -> None:
-        self.folder, self.keep, self.say = folder, keep, say
+        self.folder, self.keep, self.say, self.mesh = folder, keep, say, mesh
         self._worker: ThreadPoolExecutor | None = None
         self._copying: Future[None] | None = None
         self._writing: tuple[int, Future[None]] | None = None
@@ -176,7 +208,8 @@ class Checkpoints:
         if self._beside:
             buffers = {key: self._buffer(key, tensor) for key, tensor in tensors.items()}
             # A forward pass changes these: they cannot wait for the thread.
-            moving = tensors.keys() & {f"{_MODEL}{name}" for name, _ in model.named_buffers()}
+            names = [plain_name(name) for name, _ in model.named_buffers()]
+            moving = tensors.keys() & {f"{_MODEL}{name}" for name in names}
             _copy(tensors, buffers, moving)
         else:
             buffers = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
@@ -237,6 +270,8 @@ class Checkpoints:
         MachineError
             If it has not.
         """
+        if not self.mesh.first:
+            return
         durable.clear(self.folder)
         held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.folder).free
@@ -248,27 +283,35 @@ class Checkpoints:
                 mend="free some space, lower keep_checkpoints, or choose another disk with --out",
             )
 
-    def latest(self, *, scheduled: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def latest(
+        self, like: Like = lambda *_: None, *, scheduled: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest checkpoint that is whole, or None; say which were passed over."""
         self.settle()
+        self.mesh.meet()
         folders = self._numbered(_STEP)
         if not scheduled:
             folders |= self._numbered(_PAUSE)
         for _, folder in sorted(folders.items(), reverse=True):
-            if found := self._read(folder):
+            if found := self._read(folder, like):
                 return found
         return None
 
-    def best(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def best(
+        self, step: int | None = None, like: Like = lambda *_: None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the best weights, those after `step` or the newest, if they are whole."""
         self.settle()
+        self.mesh.meet()
         found = self._numbered(_BEST)
         wanted = max(found, default=0) if step is None else step
-        return self._read(found[wanted]) if wanted in found else None
+        return self._read(found[wanted], like) if wanted in found else None
 
-    def _read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(
+        self, folder: Path, like: Like = lambda *_: None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
-            return durable.read(folder)
+            return durable.read(folder, like, self.mesh)
         except durable.DamagedError as error:
             self.say(f"checkpoint {folder.name} is damaged and is passed over: {error}")
             return None
@@ -288,11 +331,17 @@ class Checkpoints:
         check_finite(tensors)
         for each in (_STEP, _PAUSE, _BEST):
             for number, folder in self._numbered(each).items():
-                if number > step:  # damaged, or training would have gone on from it
+                # Damaged, or training would have gone on from it.
+                if number > step and self.mesh.first:
                     durable.remove(folder)
         if best is not None:
-            durable.write(self._path(_BEST, step), validated(tensors), best)
-        durable.write(self._path(kind, step), tensors, record)
+            durable.write(self._path(_BEST, step), validated(tensors), best, self.mesh)
+        durable.write(self._path(kind, step), tensors, record, self.mesh)
+        if self.mesh.first:
+            self._tidy(kind, step)
+
+    def _tidy(self, kind: str, step: int) -> None:
+        """Remove what the checkpoint of a step makes superfluous."""
         old = [self._path(_STEP, n) for n in sorted(self._numbered(_STEP))[: -self.keep]]
         old += [
             self._path(_PAUSE, n) for n in self._numbered(_PAUSE) if (kind, step) != (_PAUSE, n)
@@ -310,7 +359,7 @@ class Checkpoints:
 
     def _room_beside(self, tensors: dict[str, Tensor]) -> bool:
         """Whether there is memory for copies of the tensors; say so if not."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = sum(own(t).numel() * t.element_size() for t in tensors.values())
         free = free_memory()
         if free is None or 2 * size < free:
             return True
@@ -321,18 +370,18 @@ class Checkpoints:
         return False
 
     def _buffer(self, key: str, tensor: Tensor) -> Tensor:
-        """Return where a tensor is copied to, the same place every time."""
+        """Return what a tensor (or this process's part) is copied to, the same every time."""
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(
-                tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
-            )
+            here = own(tensor)
+            held = torch.empty(here.shape, dtype=here.dtype, pin_memory=here.is_cuda)
+            self._buffers[key] = with_own(tensor, held)
         return self._buffers[key]
 
 
 @torch.no_grad()
 def _copy(tensors: dict[str, Tensor], buffers: dict[str, Tensor], keys: AbstractSet[str]) -> None:
     for key in keys:
-        buffers[key].copy_(tensors[key], non_blocking=True)
+        own(buffers[key]).copy_(own(tensors[key]), non_blocking=True)
     if any(tensors[key].is_cuda for key in keys):
         torch.cuda.synchronize()
 

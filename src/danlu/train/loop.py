@@ -15,10 +15,13 @@ from torch import nn
 from danlu.batch import Batch
 from danlu.errors import ArtifactError, Interrupted
 from danlu.log import Bar
+from danlu.parallel.mesh import ALONE, Mesh
+from danlu.parallel.shard import exchange_gradients
 from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.average import Average
-from danlu.train.checkpoint import Checkpoints, unpack
+from danlu.train.checkpoint import Checkpoints, template, unpack
+from danlu.train.durable import Like
 from danlu.train.feed import BatchSource, ahead, num_steps
 from danlu.train.guard import Guard
 from danlu.train.machine import (
@@ -49,6 +52,7 @@ def train(
     log: Callable[[dict[str, Any]], None],
     bar: Bar,
     stopping: Callable[[], bool] = lambda: False,
+    mesh: Mesh = ALONE,
 ) -> Progress:
     """Train `model` in place and leave it with its best weights.
 
@@ -76,6 +80,8 @@ def train(
         Shows progress.
     stopping : callable
         Asked after every step whether to save and leave.
+    mesh : Mesh
+        Where this process stands among those that train; `model` is divided accordingly.
 
     Raises
     ------
@@ -88,7 +94,7 @@ def train(
     """
     use_granted_cores()
     forget_peak(device)
-    run = _Run(model, objective, source, settings, seed, device, checkpoints, log)
+    run = _Run(model, objective, source, settings, seed, device, checkpoints, log, mesh)
     run.resume(bar)
     total, every = run.total, settings.checkpoint_every or source.steps_per_epoch
     with closing(checkpoints):
@@ -100,11 +106,12 @@ def train(
             done = run.progress
             if done.step % settings.log_every == 0 or done.step == total:
                 bar.update(done.step, run.report())
+            stop = mesh.anywhere(stopping())
             if done.step % every == 0 or done.step == total:
                 run.evaluate(validate)
-            elif run.is_late() or stopping():
+            elif stop or mesh.anywhere(run.is_late()):
                 run.save(scheduled=False)
-            if stopping():
+            if stop:
                 checkpoints.settle()
                 raise Interrupted(f"training is saved after step {done.step:,} of {total:,}")
         checkpoints.settle()
@@ -125,9 +132,11 @@ class _Run:
         device: torch.device,
         checkpoints: Checkpoints,
         log: Callable[[dict[str, Any]], None],
+        mesh: Mesh,
     ) -> None:
         self.model, self.objective, self.source, self.settings = model, objective, source, settings
         self.seed, self.device, self.checkpoints, self.log = seed, device, checkpoints, log
+        self.mesh = mesh
         self.total = num_steps(settings, source)
         self.optimizers = optim.build(model, settings)
         self.average = Average(model, settings.average)
@@ -138,15 +147,22 @@ class _Run:
 
     def resume(self, bar: Bar) -> None:
         """Go on from the last checkpoint, if there is one."""
-        if found := self.checkpoints.latest():
+        if found := self.checkpoints.latest(self._like()):
             self._restore(*found)
             self.guard.restore(found[1]["guard"])
             bar.begin(self.progress.step)
             self.log({"event": "resumed", "step": self.progress.step})
-            if self.progress.best_step and not self.checkpoints.best(self.progress.best_step):
+            if self.progress.best_step and not self._best():
                 self.checkpoints.say("the best weights are lost; the best from here on are kept")
                 self.progress.best, self.progress.best_step, self.progress.stale = None, 0, 0
         self._draw()
+
+    def _like(self) -> Like:
+        return template(self.model)
+
+    def _best(self) -> dict[str, torch.Tensor] | None:
+        found = self.checkpoints.best(self.progress.best_step, self._like())
+        return found[0] if found else None
 
     def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         if record["seed"] != self.seed:
@@ -166,11 +182,13 @@ class _Run:
         """Take a step, or skip it; return False where training went back instead."""
         done, settings = self.progress, self.settings
         self.factor = optim.rate_factor(done.step, self.total, settings.warmup, settings.schedule)
-        reseed(self.seed * 1_000_003 + done.batch)
+        number = self.seed * 1_000_003 + done.batch
         parts = next(self.batches)
         done.batch += 1
         self.guard.watch()
-        loss = forward_and_backward(self.model, self.objective, parts, settings, self.device)
+        loss = forward_and_backward(
+            self.model, self.objective, parts, settings, self.device, number=number, mesh=self.mesh
+        )
         logged = (done.step + 1) % settings.log_every == 0 or done.step + 1 == self.total
         stride = Stride(self.model) if logged else None
         count = sum(self.objective.count(part) for part in parts)
@@ -193,7 +211,7 @@ class _Run:
 
     def _rewind(self) -> bool:
         """Go back to the last scheduled checkpoint, but not to its batches."""
-        if (found := self.checkpoints.latest(scheduled=True)) is None:
+        if (found := self.checkpoints.latest(self._like(), scheduled=True)) is None:
             return False
         left = self.progress
         self.guard.rewind(found[1]["guard"])
@@ -253,13 +271,13 @@ class _Run:
         """Put the best weights into the model."""
         self.progress.counts = dict(self.guard.counts)
         if self.progress.best_step:
-            if (kept := self.checkpoints.best(self.progress.best_step)) is None:
+            if (kept := self._best()) is None:
                 raise ArtifactError(
                     "the best weights were damaged after they were written",
                     where=str(self.checkpoints.folder),
                     mend="delete that folder and run again",
                 )
-            unpack(kept[0], [], self.model, [])
+            unpack(kept, [], self.model, [])
 
 
 def forward_and_backward(
@@ -269,24 +287,33 @@ def forward_and_backward(
     settings: Training,
     device: torch.device,
     mark: Callable[[str], None] = lambda _: None,
+    *,
+    number: int = 0,
+    mesh: Mesh = ALONE,
 ) -> float:
     """Add a batch's gradient to the model's; return its mean loss.
 
-    `mark` is told after each ``"forward"`` and ``"backward"`` pass.
+    `mark` is told after each ``"forward"`` and ``"backward"`` pass. `number` and a part's own
+    fix what is drawn at random in it, whichever process computes it.
     """
     model.train()
     # A batch in which nothing is to be predicted has the loss 0 and moves nothing.
     count = sum(objective.count(part) for part in parts) or 1.0
     loss = torch.zeros((), device=device)
-    for part in parts:
+    own = list(enumerate(parts))[mesh.share :: mesh.shares]
+    # All processes take part in every step: one that has nothing left adds nothing.
+    weight, own = (1.0, own) if own else (0.0, [(0, parts[0])])
+    for place, part in own:
+        reseed((number + (place << 52)) % 2**63)
+        exchange_gradients(model, place == own[-1][0])
         with autocast(settings.precision, device):
             outputs = model(on_device := part.to(device))
-            part_loss = objective.total(outputs, on_device) / count
+            part_loss = objective.total(outputs, on_device) * (weight / count)
         mark("forward")
         part_loss.backward()  # type: ignore[no-untyped-call]
         mark("backward")
         loss += part_loss.detach()
-    return float(loss)
+    return float(mesh.added(loss))
 
 
 def _exhausted(progress: Progress, settings: Training) -> bool:

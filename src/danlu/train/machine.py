@@ -52,8 +52,12 @@ def use_granted_cores() -> None:
     torch counts the machine's; in a container with a quota the surplus threads wait for
     each other. ``OMP_NUM_THREADS`` has the last word.
     """
-    if "OMP_NUM_THREADS" in os.environ:
-        return
+    if "OMP_NUM_THREADS" not in os.environ and granted_cores() < torch.get_num_threads():
+        torch.set_num_threads(granted_cores())
+
+
+def granted_cores() -> int:
+    """Return how many of the machine's cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     granted = cores or 1
     try:
@@ -61,8 +65,7 @@ def use_granted_cores() -> None:
         granted = min(granted, max(1, int(quota) // int(period)))
     except (OSError, ValueError):  # no control group, or "max": no quota
         pass
-    if granted < torch.get_num_threads():
-        torch.set_num_threads(granted)
+    return granted
 
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of mallopt(3)

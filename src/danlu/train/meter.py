@@ -7,6 +7,8 @@ import time
 import torch
 from torch import Tensor, nn
 
+from danlu.parallel.shard import whole
+
 
 class Meter:
     """Mean loss and speed since it was last read."""
@@ -53,4 +55,4 @@ class Stride:
         """
         size = nn.utils.get_total_norm(self._before)
         torch._foreach_sub_(self._before, [weight.detach() for weight in self._weights])
-        return float(nn.utils.get_total_norm(self._before) / size.clamp(min=1e-12))
+        return float(whole(nn.utils.get_total_norm(self._before) / size.clamp(min=1e-12)))

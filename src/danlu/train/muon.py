@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.model import fast
+from danlu.parallel.shard import divided_as, whole
 from danlu.train.machine import working_dtype
 
 
@@ -31,6 +32,8 @@ class Muon(torch.optim.Optimizer):
         In [0, 1); Nesterov's.
     weight_decay : float
         Decoupled.
+    precision : {"auto", "float32", "bfloat16"}
+        That the steps are made orthogonal in; see :class:`danlu.recipe.training.Training`.
 
     Attributes
     ----------
@@ -44,8 +47,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        precision: str = "auto",
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
         self.grad_scale: Tensor | None = None
 
     @torch.no_grad()
@@ -66,16 +71,17 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(buffers, momentum)
                 torch._foreach_add_(buffers, gradients, alpha=(1 - momentum) * scale)
                 where = parameters[0].device
-                dtype = working_dtype("auto", where)
+                dtype = working_dtype(self.precision, where)
                 stack = torch.empty(len(parameters), low, high, dtype=dtype, device=where)
                 for row, gradient, buffer in zip(stack, gradients, buffers, strict=True):
-                    ahead = buffer * momentum + gradient * ((1 - momentum) * scale)
+                    # Orthogonal are the rows of a whole matrix, not those of its parts.
+                    ahead = whole(buffer * momentum + gradient * ((1 - momentum) * scale))
                     row.copy_(ahead if ahead.shape == row.shape else ahead.mT)
                 torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
                 size = 0.2 * math.sqrt(high)
                 for row, parameter in zip(fast.orthogonalize(stack), parameters, strict=True):
                     update = row if row.shape == parameter.shape else row.mT
-                    parameter.add_(update, alpha=-rate * size)
+                    parameter.add_(divided_as(update, parameter), alpha=-rate * size)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

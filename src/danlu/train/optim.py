@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from danlu.parallel.shard import whole
 from danlu.recipe.training import Training
 from danlu.train.muon import Muon
 
@@ -61,7 +63,9 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     muon = settings.optimizer == "muon"
     groups = decay_groups((p for n, p in named if not (muon and n in inner)), settings.weight_decay)
     if settings.optimizer == "sgd":
-        return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum, fused=True)]
+        # torch has no fused SGD of divided parameters.
+        fused = not any(isinstance(p, DTensor) for _, p in named)
+        return [DecoupledSGD(groups, lr=rate, momentum=settings.momentum, fused=fused)]
     if settings.optimizer == "adam":
         return [torch.optim.Adam(groups, lr=rate, betas=settings.betas, fused=True)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -69,7 +73,8 @@ def build(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
     ]
     if muon and inner:
         matrices = [p for n, p in named if n in inner]
-        optimizers.append(Muon(matrices, lr=rate, weight_decay=settings.weight_decay))
+        decay, precision = settings.weight_decay, settings.precision
+        optimizers.append(Muon(matrices, rate, weight_decay=decay, precision=precision))
     return optimizers
 
 
@@ -104,12 +109,16 @@ def step(
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients))
+    norm = float(whole(nn.utils.get_total_norm(gradients)))
     if not (allowed(norm) and math.isfinite(norm)):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         return norm
     scale = torch.tensor(max(1.0, norm / clip)) if clip else None
+    if scale is not None and any(isinstance(gradient, DTensor) for gradient in gradients):
+        # torch's fused optimisers take no scale of divided gradients.
+        torch._foreach_div_(gradients, float(scale))
+        scale = None
     for optimizer in optimizers:
         # torch's fused optimisers look for it without declaring it.
         optimizer.grad_scale = scale  # type: ignore[attr-defined]
