@@ -87,6 +87,7 @@ def fit(
         else:
             screen.say(f"  {_described(recipe)}")
             begin = _on_ray if launch.on.startswith("ray") else _here
+            (folder / _FAILED).unlink(missing_ok=True)  # of an attempt that was killed
             with _passed_on(interruption, folder / _STOP):
                 saved = begin(job, recipe)
             if saved:
