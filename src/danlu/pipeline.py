@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danlu import shaping
 from danlu.artifact import Artifact, Store, machine_record, read_json, sync_tree, write_json
 from danlu.errors import CheckFailed, DanluError, InputError, from_machine
 from danlu.interrupt import Interruption
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _WIRING = (
     "pipeline.py", "stages.py", "series_stages.py", "events_stages.py", "speech_stages.py",
     "fitting.py", "series_fitting.py", "events_fitting.py", "lesson.py", "start.py", "batch.py",
-    "journal.py", "launch.py",
+    "journal.py", "launch.py", "shaping.py",
 )  # fmt: skip
 
 
@@ -201,17 +202,6 @@ class _Run:
 
     def data(self) -> None:
         """Read, clean, find duplicates and contradictions, redact, split."""
-        section = self.recipe.data.model_dump(mode="json")
-        for source in section["sources"]:
-            # What a file holds shapes the artifact; where it lies does not.
-            for key in ("path", "labels", "sha256"):
-                del source[key]
-        section["protected"] = self.recipe.audit.protected
-        if self.recipe.data.modality == "table":  # the cells that are kept of a row
-            kept = {"columns", "ignore", "texts", "images"}
-            section["columns"] = self.recipe.table.model_dump(include=kept)
-            if self.recipe.table.images:  # and the files
-                section["max_pixels"] = self.recipe.image.max_pixels
         inputs = {f"{n}:{file.name}": file.digest for n, file in enumerate(self.files)}
         modality = self.recipe.data.modality
         of_files = [self.recipe.data.content] if modality in ("image", "audio") else []
@@ -219,39 +209,24 @@ class _Run:
             from danlu.data.media import digest_named
 
             inputs["named"] = digest_named(self.files, named)
-        if self.recipe.data.modality == "series":  # they say how a table becomes series
-            section["series"] = self.recipe.series.model_dump(mode="json")
-        if self.recipe.data.modality == "events":  # likewise histories
-            own = {"user", "item", "time", "min_user"}
-            section["events"] = self.recipe.events.model_dump(include=own)
 
         def make(folder: Path) -> None:
-            if self.recipe.data.modality == "series":
+            if modality == "series":
                 from danlu.data.series_prepare import prepare
-            elif self.recipe.data.modality == "events":
+            elif modality == "events":
                 from danlu.data.events_prepare import prepare
             else:
                 from danlu.data.prepare import prepare
 
             prepare(self.recipe, self.files, folder, lambda line: self.screen.say(f"  {line}"))
 
-        artifact = self._build("data", section, inputs, ("data",), make)
+        artifact = self._build("data", shaping.of_data(self.recipe), inputs, ("data",), make)
         for finding in artifact.json("report.json")["findings"]:
             self.screen.say(f"  [yellow]![/] {finding}")
 
     def tokenizer(self) -> None:
         """Train the tokenizer on the training split; tokenise every split."""
         recipe, modality = self.recipe, self.recipe.data.modality
-        own = recipe.tokenizer if modality == "text" else getattr(recipe, modality)
-        section = own.model_dump(mode="json")
-        if recipe.table.texts:
-            section["tokenizer"] = recipe.tokenizer.model_dump(mode="json")
-        if recipe.table.images:
-            section["image"] = recipe.image.model_dump(mode="json")
-        section["causal"] = recipe.model.causal
-        section["task"] = recipe.data.task
-        if modality != "text":
-            section["backbone"] = recipe.model.backbone  # the layout is for it
         paths = self._paths()
 
         def make(folder: Path) -> None:
@@ -261,6 +236,7 @@ class _Run:
             report = tokenize(recipe, paths, folder)
             self.screen.say(f"  {kinds.of(modality).seen(recipe, report)}")
 
+        section = shaping.of_encoding(recipe)
         self._build("tokenizer", section, self._keys("data", "start"), ("data",), make)
 
     def pretrain(self) -> None:
@@ -272,10 +248,7 @@ class _Run:
         self._train("finetune", self._keys("data", "tokenizer", "start", "pretrain"))
 
     def _train(self, stage: str, inputs: dict[str, str]) -> None:
-        section = {
-            "model": self.recipe.model.model_dump(mode="json", exclude={"start"}),
-            stage: getattr(self.recipe, stage).model_dump(mode="json"),
-        }
+        section = shaping.of_training(self.recipe, stage)
 
         def make(folder: Path) -> None:
             from danlu.launch import fit
@@ -292,9 +265,7 @@ class _Run:
     def profile(self) -> None:
         """Measure where the time of a training step goes."""
         stages: list[str] = [name for name in ("pretrain", "finetune") if name in self.artifacts]
-        section: dict[str, Any] = {
-            name: getattr(self.recipe, name).model_dump(mode="json") for name in ("model", *stages)
-        }
+        section = shaping.of_training(self.recipe, *stages)
         # A speed belongs to the machine, and to the way of computing.
         section["on"] = [machine_record(), os.environ.get("DANLU_NO_KERNELS")]
 
@@ -308,14 +279,8 @@ class _Run:
 
     def baseline(self) -> None:
         """Fit the classical models on the same split."""
-        section = self.recipe.baseline.model_dump(mode="json")
-        section["quantiles"] = self.recipe.finetune.quantiles
         inputs = self._keys("data")
-        if self.recipe.data.modality == "table":
-            section["table"] = self.recipe.table.model_dump(mode="json")
-            seen = {"height", "width", "channels", "fit"}  # of pictures in a row
-            section["image"] = self.recipe.image.model_dump(include=seen)
-        elif self.recipe.data.modality != "text":  # what was encoded serves both
+        if self.recipe.data.modality not in ("text", "table"):  # what was encoded serves both
             inputs |= self._keys("tokenizer")
 
         def make(folder: Path) -> None:
@@ -323,12 +288,12 @@ class _Run:
 
             baseline(self.recipe, self._paths(), folder)
 
+        section = shaping.of_baseline(self.recipe)
         self._build("baseline", section, inputs, ("data", "evaluate"), make)
 
     def evaluate(self) -> None:
         """Measure the model and the baselines on the test split."""
-        section = self.recipe.evaluate.model_dump(mode="json") | {"name": self.recipe.name}
-        section.pop("batch_size")  # no score depends on it
+        section = shaping.of_evaluation(self.recipe)
         inputs = self._keys("data", "tokenizer", "start", "pretrain", "finetune", "baseline")
 
         def make(folder: Path) -> None:
@@ -342,8 +307,7 @@ class _Run:
 
     def audit(self) -> None:
         """Measure whether the model treats protected groups alike."""
-        section = self.recipe.audit.model_dump(mode="json") | {"name": self.recipe.name}
-        section["bootstrap"] = self.recipe.evaluate.bootstrap
+        section = shaping.of_audit(self.recipe)
 
         def make(folder: Path) -> None:
             from danlu.stages import audit
@@ -354,10 +318,6 @@ class _Run:
 
     def report(self) -> None:
         """Judge the gate; write the report and the card."""
-        recipe = self.recipe.model_dump(mode="json")
-        for source in recipe["data"]["sources"]:
-            for key in ("path", "labels", "sha256"):
-                del source[key]
 
         def make(folder: Path) -> None:
             from danlu.release.report import write
@@ -365,7 +325,7 @@ class _Run:
             write(self.recipe, list(self.artifacts.values()), folder)
 
         inputs = self._keys(*self.artifacts)
-        self._build("report", recipe, inputs, ("release", "audit"), make)
+        self._build("report", shaping.of_report(self.recipe), inputs, ("release", "audit"), make)
 
     def release(self) -> Result:
         """Copy what users read to the run folder; let the model out if the gate holds."""
