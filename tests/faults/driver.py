@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 
@@ -20,6 +21,8 @@ from danlu.serve import engine  # noqa: F401
 
 def child(arguments: list[str], stderr: str) -> None:
     """Run a command and end the process with its status."""
+    # A shell starts what is to run in the background with SIGINT ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 0
     try:
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
