@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer
 
 from danlu.data.archive import sha256
 from danlu.data.marks import ROLES, roles_of, write_roles
+from danlu.data.sources import package_files
 from danlu.data.text import FILE
 from danlu.errors import InputError
 
@@ -44,13 +44,7 @@ def locate(where: str) -> Path:
                 mend="model.start names a checkpoint's folder",
             )
         return path
-    name, _, inside = where.removeprefix("package:").partition("/")
-    try:
-        files = metadata.files(name) or []
-    except metadata.PackageNotFoundError:
-        raise InputError(
-            f"the package {name!r} is not installed", where=where, mend=f"pip install {name}"
-        ) from None
+    name, inside, files = package_files(where)
     for file in files:
         if inside.endswith(GGUF) and file.as_posix() in (inside, f"{name}/{inside}"):
             return Path(str(file.locate()))

@@ -219,14 +219,25 @@ def _plain_files(where: str) -> list[Path]:
     )
 
 
-def _package_file(where: str) -> Path:
+def package_files(where: str) -> tuple[str, str, list[metadata.PackagePath]]:
+    """Return of ``package:NAME/PATH`` the name, the path, and all files of that package.
+
+    Raises
+    ------
+    DataError
+        If it is not installed.
+    """
     name, _, inside = where.removeprefix("package:").partition("/")
     try:
-        files = metadata.files(name) or []
+        return name, inside, metadata.files(name) or []
     except metadata.PackageNotFoundError:
         raise DataError(
             f"the package {name!r} is not installed", where=where, mend=f"pip install {name}"
         ) from None
+
+
+def _package_file(where: str) -> Path:
+    name, inside, files = package_files(where)
     for file in files:
         # The path is given as from the site-packages folder, which begins with the module's name.
         if file.as_posix() in (inside, f"{name}/{inside}"):

@@ -23,8 +23,6 @@ from torch.nn.utils import parametrize
 
 from danlu.parallel.mesh import REPLICATE, SHARD, TENSOR, Mesh
 
-_HIDDEN = (".parametrizations.", ".original")
-
 
 def divide(
     model: nn.Module, mesh: Mesh, split: Mapping[str, int], branches: tuple[str, ...]
@@ -66,9 +64,7 @@ def exchange_gradients(model: nn.Module, wanted: bool) -> None:
 
 def plain_name(name: str) -> str:
     """Return the name that a parameter had before its model was divided."""
-    for part in _HIDDEN:
-        name = name.replace(part, "." if part.endswith(".") else "")
-    return name
+    return name.replace(".parametrizations.", ".").removesuffix(".original")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from danlu.recipe import places
 from danlu.recipe.events_rules import of_events
 from danlu.recipe.sections import GATE_PATTERN, Recipe, Source
 from danlu.recipe.series_rules import of_series
+from danlu.recipe.start_rules import of_start
+from danlu.recipe.transcript_rules import of_transcripts
 
 
 def attribute(name: str) -> str:
@@ -64,26 +66,6 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             data.task not in ("pretrain", "forecast", "rank") and not labelled,
             "data.label",
             f"task {data.task!r} needs a label: name its column, or label every source",
-        ),
-        (
-            data.task == "transcribe" and data.modality != "audio",
-            "data.task",
-            "'transcribe' is for data.modality 'audio'",
-        ),
-        (
-            data.task == "transcribe" and data.label is None,
-            "data.label",
-            "task 'transcribe' needs the column that holds what is said",
-        ),
-        (
-            data.task == "transcribe" and finetune.label_smoothing > 0,
-            "finetune.label_smoothing",
-            "only task 'classify' has it",
-        ),
-        (
-            data.task == "transcribe" and finetune.choose_by == "accuracy",
-            "finetune.choose_by",
-            "task 'transcribe' is chosen by its loss",
         ),
         (
             data.task in ("regress", "detect") and data.label is None,
@@ -256,28 +238,11 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     ]
     problems = [(path, text) for broken, path, text in rules if broken]
     problems += _idle_keys(recipe) + _idle_sections(recipe) + _in_audit(recipe)
-    problems += _from_a_checkpoint(recipe) + of_series(recipe) + of_events(recipe)
+    problems += of_start(recipe) + of_series(recipe) + of_events(recipe)
+    problems += of_transcripts(recipe)
     for number, source in enumerate(data.sources):
         problems += [(f"data.sources.{number}.{key}", text) for key, text in _in_source(source)]
     return problems
-
-
-def _from_a_checkpoint(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return what a recipe says that the checkpoint it begins from has settled."""
-    if not recipe.model.start:
-        return []
-    if recipe.data.modality != "text":
-        return [("model.start", "a checkpoint to begin from reads texts")]
-    settled = {
-        "model": set(type(recipe.model).model_fields) - {"start", "causal"},
-        "tokenizer": {"vocab_size"},
-    }
-    return [
-        (f"{name}.{key}", "is the checkpoint's own where model.start is given")
-        for name, keys in settled.items()
-        for key in sorted(keys)
-        if getattr(section := getattr(recipe, name), key) != type(section).model_fields[key].default
-    ]
 
 
 def _in_source(source: Source) -> list[tuple[str, str]]:

@@ -21,7 +21,6 @@ from danlu.recipe.training import Training
 from danlu.train import optim
 from danlu.train.average import Average
 from danlu.train.checkpoint import Checkpoints, template, unpack
-from danlu.train.durable import Like
 from danlu.train.feed import BatchSource, ahead, num_steps
 from danlu.train.guard import Guard
 from danlu.train.machine import (
@@ -147,7 +146,7 @@ class _Run:
 
     def resume(self, bar: Bar) -> None:
         """Go on from the last checkpoint, if there is one."""
-        if found := self.checkpoints.latest(self._like()):
+        if found := self.checkpoints.latest(template(self.model)):
             self._restore(*found)
             self.guard.restore(found[1]["guard"])
             bar.begin(self.progress.step)
@@ -157,11 +156,8 @@ class _Run:
                 self.progress.best, self.progress.best_step, self.progress.stale = None, 0, 0
         self._draw()
 
-    def _like(self) -> Like:
-        return template(self.model)
-
     def _best(self) -> dict[str, torch.Tensor] | None:
-        found = self.checkpoints.best(self.progress.best_step, self._like())
+        found = self.checkpoints.best(self.progress.best_step, template(self.model))
         return found[0] if found else None
 
     def _restore(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
@@ -211,7 +207,7 @@ class _Run:
 
     def _rewind(self) -> bool:
         """Go back to the last scheduled checkpoint, but not to its batches."""
-        if (found := self.checkpoints.latest(self._like(), scheduled=True)) is None:
+        if (found := self.checkpoints.latest(template(self.model), scheduled=True)) is None:
             return False
         left = self.progress
         self.guard.rewind(found[1]["guard"])
