@@ -145,6 +145,7 @@ def follow() -> None:
         while job := _told(None):
             with interruption.deferred():
                 work(job, lambda: interruption.asked)
+        _part()
 
 
 def dismiss() -> None:
@@ -152,6 +153,7 @@ def dismiss() -> None:
     if under_torchrun():
         with _group():
             _told(None)
+            _part()
 
 
 @contextmanager
@@ -168,6 +170,14 @@ def _group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE)
     yield
+
+
+def _part() -> None:
+    """Leave the group together: whoever ends first takes its connections along."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _told(job: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -219,6 +229,7 @@ def one_of_many(job: dict[str, Any]) -> str:
     try:
         with _group():
             work(job, (folder / _STOP).exists)
+            _part()
     except Interrupted as error:
         return error.what
     except DanluError as error:
